@@ -1,0 +1,12 @@
+"""The error that people see: bad input, told in one line with what to do."""
+
+
+class InputError(Exception):
+    """Bad input or usage: a one-line message that says what is wrong, where, and what to do.
+
+    The command line prints it and exits with status 2; nothing has been written when it is raised.
+    """
+
+
+class NumericalError(InputError):
+    """A number that is not finite, met while walking the model; the message names the layer."""

@@ -1,0 +1,94 @@
+"""Quantization of a matrix: parameters from ranges, values to codes, codes to values.
+
+All of it computes in float32, whatever comes in, on the device of its input.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from channelwise.numerics.granularity import Granularity, expand, value_range
+from channelwise.numerics.grids import FloatGrid, Grid, IntegerGrid
+
+SMALLEST_SCALE = 2.0**-126
+"""Scales are never below the smallest normal float32, so a range of zero divides by something."""
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """What turns codes into values: value = (code − zero_point) · scale.
+
+    scale: float32, > 0, of the granularity's `parameter_shape`; for a floating-point grid it is 2^−b̃.
+    zero_point: float32 whole numbers of the same shape, or None for symmetric and floating-point grids.
+    """
+
+    scale: torch.Tensor
+    zero_point: torch.Tensor | None = None
+
+
+def parameters_from_range(low: torch.Tensor, high: torch.Tensor, grid: Grid) -> Parameters:
+    """The parameters whose grid just covers [low, high], float32 of any one shape.
+
+    Symmetric and floating-point grids cover ±max(|low|, |high|). An asymmetric grid always has 0 in its range,
+    so that a group of one sign does not collapse (AdaDim's released code lacks that).
+    """
+    if isinstance(grid, IntegerGrid) and not grid.symmetric:
+        low, high = torch.clamp(low.float(), max=0.0), torch.clamp(high.float(), min=0.0)
+        scale = torch.clamp((high - low) / grid.highest, min=SMALLEST_SCALE)
+        zero_point = torch.clamp(torch.round(-low / scale), grid.lowest, grid.highest)
+        return Parameters(scale, zero_point)
+    largest = torch.maximum(low.abs(), high.abs()).float()
+    top = grid.largest_value if isinstance(grid, FloatGrid) else grid.highest
+    return Parameters(torch.clamp(largest / top, min=SMALLEST_SCALE))
+
+
+def parameters_of(x: torch.Tensor, grid: Grid, granularity: Granularity) -> Parameters:
+    """Min-max parameters of a matrix [rows, columns]."""
+    return parameters_from_range(*value_range(x, granularity), grid)
+
+
+def encode(x: torch.Tensor, parameters: Parameters, grid: Grid, granularity: Granularity) -> torch.Tensor:
+    """Codes of a matrix [rows, columns], int16 of the same shape; out-of-range values saturate, ties go to even."""
+    shape = (x.shape[0], x.shape[1])
+    scaled = x.float() / expand(parameters.scale, shape, granularity)
+    if isinstance(grid, FloatGrid):
+        return _float_codes(scaled, grid)
+    rounded = torch.round(scaled)
+    if parameters.zero_point is not None:
+        rounded = rounded + expand(parameters.zero_point, shape, granularity)
+    return torch.clamp(rounded, grid.lowest, grid.highest).to(torch.int16)
+
+
+def decode(codes: torch.Tensor, parameters: Parameters, grid: Grid, granularity: Granularity) -> torch.Tensor:
+    """Values of codes [rows, columns], float32 of the same shape."""
+    shape = (codes.shape[0], codes.shape[1])
+    return lattice_values(codes, parameters, grid, granularity) * expand(parameters.scale, shape, granularity)
+
+
+def lattice_values(
+    codes: torch.Tensor, parameters: Parameters, grid: Grid, granularity: Granularity
+) -> torch.Tensor:
+    """Values of codes before the scale: code − zero point, or the float grid's value at bias 0. Float32."""
+    if isinstance(grid, FloatGrid):
+        table = grid.positive_values().to(codes.device, torch.float32)
+        return torch.sign(codes).float() * table[codes.abs().long()]
+    values = codes.float()
+    if parameters.zero_point is not None:
+        values = values - expand(parameters.zero_point, (codes.shape[0], codes.shape[1]), granularity)
+    return values
+
+
+def fake_quantize(x: torch.Tensor, parameters: Parameters, grid: Grid, granularity: Granularity) -> torch.Tensor:
+    """decode(encode(x)): the values that the codes stand for, float32 [rows, columns]."""
+    return decode(encode(x, parameters, grid, granularity), parameters, grid, granularity)
+
+
+def _float_codes(scaled: torch.Tensor, grid: FloatGrid) -> torch.Tensor:
+    """Codes of values already divided by 2^−b̃ (LLM-FP4, eq. 5–7 at b̃ = 0)."""
+    magnitude = torch.clamp(scaled.abs(), max=grid.largest_value)
+    # frexp gives magnitude = mantissa · 2^exponent with mantissa in [0.5, 1), hence floor(log2) = exponent − 1, exactly.
+    exponent = torch.clamp(torch.frexp(magnitude).exponent - 1, min=1)
+    steps = 2**grid.mantissa_bits
+    mantissa = torch.round(torch.ldexp(magnitude, grid.mantissa_bits - exponent))
+    index = (exponent - 1) * steps + mantissa.to(torch.int32)
+    return (torch.sign(scaled).to(torch.int32) * index).to(torch.int16)
