@@ -1,0 +1,1 @@
+"""Measuring a model: perplexity, sentence embeddings against the floating-point model, sizes."""

@@ -46,7 +46,7 @@ def token_codes(
     x: [..., channels]. Returns codes (float32 whole numbers, shape of x), step float32 [..., 1] and
     zero point float32 [..., 1], None for a symmetric grid.
     """
-    x = transform.apply(x.float())
+    x = transform.apply(x.float()).float()
     if grid.symmetric:
         step = torch.clamp(x.abs().amax(dim=-1, keepdim=True) / grid.highest, min=SMALLEST_SCALE)
         return (x / step).round_().clamp_(grid.lowest, grid.highest), step, None

@@ -65,9 +65,7 @@ def decode(codes: torch.Tensor, parameters: Parameters, grid: Grid, granularity:
     return lattice_values(codes, parameters, grid, granularity) * expand(parameters.scale, shape, granularity)
 
 
-def lattice_values(
-    codes: torch.Tensor, parameters: Parameters, grid: Grid, granularity: Granularity
-) -> torch.Tensor:
+def lattice_values(codes: torch.Tensor, parameters: Parameters, grid: Grid, granularity: Granularity) -> torch.Tensor:
     """Values of codes before the scale: code − zero point, or the float grid's value at bias 0. Float32."""
     if isinstance(grid, FloatGrid):
         table = grid.positive_values().to(codes.device, torch.float32)
@@ -86,7 +84,7 @@ def fake_quantize(x: torch.Tensor, parameters: Parameters, grid: Grid, granulari
 def _float_codes(scaled: torch.Tensor, grid: FloatGrid) -> torch.Tensor:
     """Codes of values already divided by 2^−b̃ (LLM-FP4, eq. 5–7 at b̃ = 0)."""
     magnitude = torch.clamp(scaled.abs(), max=grid.largest_value)
-    # frexp gives magnitude = mantissa · 2^exponent with mantissa in [0.5, 1), hence floor(log2) = exponent − 1, exactly.
+    # frexp gives magnitude = mantissa · 2^exponent with mantissa in [0.5, 1), so floor(log2) = exponent − 1, exactly.
     exponent = torch.clamp(torch.frexp(magnitude).exponent - 1, min=1)
     steps = 2**grid.mantissa_bits
     mantissa = torch.round(torch.ldexp(magnitude, grid.mantissa_bits - exponent))

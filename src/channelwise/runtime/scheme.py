@@ -25,7 +25,7 @@ class InputScheme:
 
 @dataclass(frozen=True)
 class LinearScheme:
-    """One linear layer: sizes, weight scheme, input scheme (None: inputs stay floating point), and which tensors it has.
+    """One linear layer: sizes, weight scheme, input scheme (None: inputs stay in floating point), which tensors it has.
 
     shift and scale say whether the layer applies a channel transform to its input.
     """

@@ -1,0 +1,191 @@
+"""Writing a checkpoint: into a directory beside the wanted one, which takes its place in the end or never."""
+
+import copy
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from channelwise.checkpoint.card import CardFacts, model_card
+from channelwise.checkpoint.format import CheckpointFormat, to_config
+from channelwise.checkpoint.shards import checkpoint_tensors, write_shards
+from channelwise.errors import InputError
+from channelwise.runtime.linear import QuantizedLinear
+
+PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
+SENTENCE_FILES = (
+    "modules.json",
+    "sentence_bert_config.json",
+    "config_sentence_transformers.json",
+    "1_Pooling/config.json",
+)
+"""What sentence-transformers needs beside the model."""
+
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+
+
+def check_output(directory: Path, overwrite: bool) -> None:
+    """Raises InputError if a checkpoint cannot be written to `directory`; writes nothing."""
+    target = Path(directory).resolve()
+    if target.exists() and not target.is_dir():
+        raise InputError(f"{directory} is a file; --output names a directory")
+    if target.is_dir() and any(target.iterdir()):
+        if not overwrite:
+            raise InputError(f"{directory} exists and is not empty; choose another --output or give --overwrite")
+        if not (target / "config.json").is_file():
+            raise InputError(f"{directory} holds no model, so --overwrite does not remove it; choose another --output")
+    parent = next(folder for folder in target.parents if folder.exists())
+    if not parent.is_dir():
+        raise InputError(f"{parent} is a file, so {directory} cannot be made; choose another --output")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise InputError(f"{parent} is not writable; choose another --output")
+
+
+def save_checkpoint(
+    model: Any,
+    tokenizer: Any,
+    directory: Path,
+    *,
+    recipe: dict[str, Any],
+    source_name: str,
+    record: dict[str, Any],
+    overwrite: bool,
+) -> None:
+    """Writes a transformers model with QuantizedLinear layers so that `load_checkpoint` and transformers load it.
+
+    source_name: directory or hub name of the original, for the card and its processor files. record: what was measured.
+    The directory appears at once and whole; whatever goes wrong, or an interruption, leaves what was there before.
+    Raises InputError as `check_output` does, and when the disk is full or does not take the files.
+    """
+    check_output(directory, overwrite)
+    target = Path(directory).resolve()
+    with _told_apart(directory), _replacing(target) as partial:
+        total = write_shards(checkpoint_tensors(model), partial)
+        _write_texts(model, tokenizer, partial, recipe, source_name, record, total)
+        _copy_extra_files(source_name, partial)
+        # Last: what has no config.json does not load, should the process be killed before.
+        _write_config(model, partial, recipe)
+        _sync(partial)
+
+
+def format_of(model: torch.nn.Module, recipe: dict[str, Any]) -> CheckpointFormat:
+    """What config.json has to say about this model."""
+    from channelwise.model.experts import UnfusedExperts
+
+    modules = dict(model.named_modules())
+    schemes = {name: module.scheme for name, module in modules.items() if isinstance(module, QuantizedLinear)}
+    experts = tuple(name for name, module in modules.items() if isinstance(module, UnfusedExperts))
+    return CheckpointFormat(schemes, recipe, experts)
+
+
+def _write_config(model: Any, folder: Path, recipe: dict[str, Any]) -> None:
+    config = copy.deepcopy(model.config)
+    config.architectures = [type(model).__name__]
+    config.dtype = model.dtype
+    config.quantization_config = to_config(format_of(model, recipe))
+    config.save_pretrained(folder)
+
+
+def _write_texts(
+    model: Any,
+    tokenizer: Any,
+    folder: Path,
+    recipe: dict[str, Any],
+    source_name: str,
+    record: dict[str, Any],
+    total: int,
+) -> None:
+    layers = [module for module in model.modules() if isinstance(module, QuantizedLinear)]
+    weights = sum(layer.in_features * layer.out_features for layer in layers)
+    facts = CardFacts(
+        source=source_name,
+        architecture=type(model).__name__,
+        recipe=recipe,
+        record=record,
+        linears=len(layers),
+        bits_per_weight=8.0 * sum(layer.weight_bytes() for layer in layers) / max(weights, 1),
+        bytes=total,
+        has_tokenizer=tokenizer is not None,
+    )
+    (folder / "README.md").write_text(model_card(facts), encoding="utf-8")
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+    if getattr(model, "generation_config", None) is not None and model.can_generate():
+        model.generation_config.save_pretrained(folder)
+
+
+def _copy_extra_files(source_name: str, folder: Path) -> None:
+    for name in (*PROCESSOR_FILES, *SENTENCE_FILES):
+        found = _source_file(source_name, name)
+        if found is not None and not (folder / name).exists():
+            (folder / name).parent.mkdir(exist_ok=True)
+            shutil.copyfile(found, folder / name)
+
+
+def _source_file(source_name: str, name: str) -> Path | None:
+    """A file of the original model: in its directory, or in the hub's cache; None if there is none."""
+    from huggingface_hub import try_to_load_from_cache
+
+    if Path(source_name).is_dir():
+        path = Path(source_name) / name
+        return path if path.is_file() else None
+    try:
+        cached = try_to_load_from_cache(source_name, name)
+    except ValueError:
+        return None
+    return Path(cached) if isinstance(cached, str) else None
+
+
+@contextmanager
+def _replacing(target: Path) -> Iterator[Path]:
+    """A new directory beside `target` that takes its place at the end, or is removed if anything is raised."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
+    replaced = target.with_name(f".{target.name}.replaced-{os.getpid()}")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir()
+        yield partial
+        if target.exists():
+            target.rename(replaced)
+        partial.rename(target)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        if replaced.exists() and not target.exists():
+            replaced.rename(target)
+        raise
+    shutil.rmtree(replaced, ignore_errors=True)
+    _sync_one(target.parent)
+
+
+@contextmanager
+def _told_apart(directory: Path) -> Iterator[None]:
+    """Errors of the disk as one line. safetensors tells the system's error only in its text."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        full = getattr(error, "errno", None) in NO_SPACE or f"os error {errno.ENOSPC}" in str(error)
+        if full:
+            advice = "free some space or choose another --output"
+            raise InputError(f"no space left on the disk while writing {directory}: {advice}") from error
+        raise InputError(f"{directory} cannot be written ({error}); choose another --output") from error
+
+
+def _sync(folder: Path) -> None:
+    for path in sorted(folder.rglob("*")):
+        _sync_one(path)
+    _sync_one(folder)
+
+
+def _sync_one(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

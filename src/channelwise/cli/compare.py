@@ -1,0 +1,72 @@
+"""`channelwise compare`: some recipes side by side."""
+
+from typing import Annotated
+
+import typer
+
+from channelwise.cli.options import (
+    AsJson,
+    CalibrationLength,
+    Data,
+    Debug,
+    Device,
+    EmbeddingsFile,
+    Model,
+    PerplexityText,
+    Samples,
+    Seed,
+)
+
+Recipes = Annotated[str, typer.Option("--recipes", metavar="A,B,C", help="Recipes, or all.", show_default=False)]
+PerplexityLength = Annotated[
+    int | None,
+    typer.Option("--perplexity-length", metavar="L", help="Tokens of a window. Default: 512 or the model's limit."),
+]
+
+
+def compare(
+    model: Model,
+    recipes: Recipes,
+    data: Data,
+    perplexity: PerplexityText = None,
+    embeddings: EmbeddingsFile = None,
+    samples: Samples = None,
+    length: CalibrationLength = None,
+    perplexity_length: PerplexityLength = None,
+    seed: Seed = 0,
+    device: Device = "cpu",
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Show several recipes side by side; writes nothing.
+
+    A copy of the model is quantized by each recipe, and its quality, size and time shown beside the original's.
+    """
+    from channelwise.cli.output import print_json, quiet_libraries, results_console
+    from channelwise.cli.progress import reported_progress
+
+    quiet_libraries()
+    from channelwise import api
+    from channelwise.recipe import recipe_names
+    from channelwise.report.tables import comparison_table
+
+    names = recipe_names() if recipes == "all" else [name.strip() for name in recipes.split(",") if name.strip()]
+    with reported_progress() as progress:
+        results = api.compare(
+            model,
+            recipes=names,
+            data=data,
+            perplexity=perplexity,
+            embeddings=embeddings,
+            samples=samples,
+            length=length,
+            perplexity_length=perplexity_length,
+            seed=seed,
+            device=device,
+            progress=progress,
+        )
+    if as_json:
+        print_json(results)
+        return
+    console = results_console()
+    console.print(comparison_table(results, console.width))

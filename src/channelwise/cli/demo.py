@@ -1,0 +1,22 @@
+"""`channelwise demo`: every recipe on the bundled model."""
+
+from channelwise.cli.options import AsJson, Debug, Seed
+
+
+def demo(seed: Seed = 0, as_json: AsJson = False, debug: Debug = False) -> None:
+    """Quantize the bundled model with every recipe, in one table."""
+    from channelwise.cli.output import print_json, quiet_libraries, results_console
+    from channelwise.cli.progress import reported_progress
+
+    quiet_libraries()
+    from channelwise.api import compare
+    from channelwise.recipe import recipe_names
+    from channelwise.report.tables import comparison_table
+
+    with reported_progress() as progress:
+        results = compare("demo", recipes=recipe_names(), data="demo", perplexity="demo", seed=seed, progress=progress)
+    if as_json:
+        print_json(results)
+        return
+    console = results_console()
+    console.print(comparison_table(results, console.width))

@@ -1,0 +1,92 @@
+"""One run of the program: from arguments to exit status; errors in one line, tracebacks only with --debug."""
+
+import contextlib
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from types import FrameType
+
+DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+_REPEAT_SECONDS = 1.0
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Runs the verb that the arguments name and returns the exit status."""
+    debug = "--debug" in arguments
+    try:
+        with _patient_interrupts():
+            return _run_verb(list(arguments) or ["--help"])
+    except KeyboardInterrupt:
+        return _say("interrupted; nothing was written", INTERRUPTED)
+    except BrokenPipeError:
+        # The reader has gone (`| head`); without this, Python complains once more when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        return _failure(error, debug)
+
+
+def _run_verb(arguments: list[str]) -> int:
+    """Parses and calls, without typer's own handling of errors, which prints boxes and tracebacks."""
+    import typer
+
+    from channelwise.cli.app import app
+
+    command = typer.main.get_command(app)
+    try:
+        with command.make_context("channelwise", arguments) as context:
+            command.invoke(context)
+    except typer.Exit as finished:
+        return int(finished.exit_code)
+    return DONE
+
+
+def _failure(error: Exception, debug: bool) -> int:
+    """Prints one line for an error and returns its exit status."""
+    import typer
+
+    from channelwise.errors import InputError
+
+    usage_error = typer.BadParameter.__bases__[0]  # typer exports no other name for it
+    if isinstance(error, InputError):
+        return _say(f"error: {error}", BAD_INPUT)
+    if isinstance(error, usage_error):
+        context = getattr(error, "ctx", None)
+        verb = context.command_path if context else "channelwise"
+        message = error.format_message()  # type: ignore[attr-defined]
+        return _say(f"error: {message.rstrip('.')}; see `{verb} --help`", BAD_INPUT)
+    hint = "" if debug else " (--debug shows where)"
+    return _say(f"error: {type(error).__name__}: {error}{hint}", FAILED)
+
+
+def _say(message: str, status: int) -> int:
+    """One line on standard error, whatever the message; returns the status."""
+    print(" ".join(message.split()), file=sys.stderr)
+    return status
+
+
+@contextlib.contextmanager
+def _patient_interrupts() -> Iterator[None]:
+    """Ctrl-C raises KeyboardInterrupt, but its repeats within a second do not disturb the cleaning up."""
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield  # interrupts are ignored (nohup) or handled by whoever called us
+        return
+    last = -_REPEAT_SECONDS
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        nonlocal last
+        now = time.monotonic()
+        repeated, last = now - last < _REPEAT_SECONDS, now
+        if not repeated:
+            raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -1,0 +1,142 @@
+"""What a candidate transform costs: the change of a site's output under the recipe's quantizers."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.functional import linear as apply_linear
+
+from channelwise.engine.hooks import captured_call, run_until_seen, stand_ins
+from channelwise.methods.site import ChannelStatistics, input_step
+from channelwise.model.linears import bias_vector, weight_matrix
+from channelwise.model.sites import Site
+from channelwise.numerics.grids import IntegerGrid
+from channelwise.numerics.inputs import static_codes, static_vectors, token_codes
+from channelwise.numerics.quantizer import fake_quantize, parameters_of
+from channelwise.numerics.transform import ChannelTransform
+from channelwise.runtime.scheme import InputScheme, WeightScheme
+
+
+@dataclass(frozen=True)
+class SiteEvaluator:
+    """A site as methods see it (`methods.site.SiteView`), with the loss of OS+ (arXiv 2304.09145, eq. 9).
+
+    The output that is compared is: for several linear layers on one input (q, k, v; gate, up), and for a fused one
+    that attention follows, what reaches the next linear layers (so softmax(qkᵀ)v and act(gate)·up, whatever the
+    architecture does in between); for a single layer its own output.
+
+    runs: one callable per search sample that runs the block on it.
+    """
+
+    block: nn.Module
+    site: Site
+    statistics: ChannelStatistics
+    runs: Sequence[Callable[[], Any]]
+    weight_scheme: WeightScheme
+    input_scheme: InputScheme | None
+    dependents: tuple[str, ...]
+
+    @property
+    def input_grid(self) -> IntegerGrid | None:
+        """The grid of the site's input."""
+        return None if self.input_scheme is None else self.input_scheme.grid
+
+    @cached_property
+    def weights(self) -> tuple[torch.Tensor, ...]:
+        """Float32 weights [out_features, channels] of the site's layers."""
+        return tuple(weight_matrix(m).detach().float() for m in self._modules)
+
+    def loss(self, transform: ChannelTransform) -> float:
+        """Sum over features, mean over tokens, of the squared output difference."""
+        weights = [self._quantized_weight(transform, w) for w in self.weights]
+        biases = [transform.fold_bias(w, b) for w, b in zip(self.weights, self._biases, strict=True)]
+        total, tokens = 0.0, 0
+        for run, x, targets in self._targets:
+            quantized = self._quantized_input(transform, x)
+            outputs = [apply_linear(quantized, w, b) for w, b in zip(weights, biases, strict=True)]
+            seen = self._observe(run, outputs, x.dtype)
+            total += sum(float((s.float() - t.float()).square().sum()) for s, t in zip(seen, targets, strict=True))
+            tokens += x.numel() // x.shape[-1]
+        return total / max(tokens, 1)
+
+    @cached_property
+    def _modules(self) -> tuple[nn.Module, ...]:
+        return tuple(self.block.get_submodule(name) for name in self.site.linears)
+
+    @cached_property
+    def _biases(self) -> tuple[torch.Tensor | None, ...]:
+        found = [bias_vector(m) for m in self._modules]
+        return tuple(None if b is None else b.detach().float() for b in found)
+
+    @cached_property
+    def _targets(self) -> list[tuple[Callable[[], Any], torch.Tensor, list[torch.Tensor]]]:
+        """Per search sample: how to run on from the site, the site's input, the outputs of the unquantized weights."""
+        found = []
+        for run in self.runs:
+            x = self._site_input(run)
+            if x is None:
+                continue
+            onward = self._scope_run(run)
+            outputs = [apply_linear(x.float(), w, b) for w, b in zip(self.weights, self._biases, strict=True)]
+            found.append((onward, x, self._observe(onward, outputs, x.dtype)))
+        return found
+
+    def _site_input(self, run: Callable[[], Any]) -> torch.Tensor | None:
+        seen: list[torch.Tensor] = []
+        run_until_seen(run, self.block, self.site.linears[:1], lambda _, x: seen.append(x.detach().clone()))
+        return seen[0] if seen and seen[0].numel() else None
+
+    def _scope_run(self, run: Callable[[], Any]) -> Callable[[], Any]:
+        """Runs only the innermost module that holds the site and what it feeds, on its recorded arguments."""
+        if not self.dependents:
+            return run
+        call = captured_call(run, self.block, self.site.scope)
+        scope = self.block.get_submodule(self.site.scope)
+        if call is None:
+            return run
+        args, kwargs = call
+        return lambda: scope(*args, **kwargs)
+
+    def _observe(
+        self, run: Callable[[], Any], outputs: Sequence[torch.Tensor], dtype: torch.dtype
+    ) -> list[torch.Tensor]:
+        """The outputs themselves, or what they become at the inputs of the dependent sites."""
+        if not self.dependents:
+            return list(outputs)
+        given = dict(zip(self.site.linears, outputs, strict=True))
+        forwards = {name: _constant(output.to(dtype)) for name, output in given.items()}
+        seen: dict[str, torch.Tensor] = {}
+        with stand_ins(self.block, forwards):
+            run_until_seen(run, self.block, self.dependents, lambda name, x: seen.__setitem__(name, x.detach()))
+        return [seen[name] for name in self.dependents]
+
+    def _quantized_weight(self, transform: ChannelTransform, weight: torch.Tensor) -> torch.Tensor:
+        scheme = self.weight_scheme
+        folded = transform.fold_weight(weight)
+        return fake_quantize(
+            folded, parameters_of(folded, scheme.grid, scheme.granularity), scheme.grid, scheme.granularity
+        )
+
+    def _quantized_input(self, transform: ChannelTransform, x: torch.Tensor) -> torch.Tensor:
+        """The decoded input codes, still transformed, float32."""
+        scheme = self.input_scheme
+        if scheme is None:
+            return transform.apply(x.float())
+        if scheme.kind == "token":
+            codes, step, zero_point = token_codes(x, transform, scheme.grid)
+        else:
+            step, zero_point = input_step(self.statistics, transform, scheme.grid)
+            codes = static_codes(x, *static_vectors(transform, step, zero_point), scheme.grid)
+        return (codes if zero_point is None else codes - zero_point) * step
+
+
+def _constant(output: torch.Tensor) -> Callable[..., torch.Tensor]:
+    return lambda *args, **kwargs: output
+
+
+def loss_dependents(site: Site) -> tuple[str, ...]:
+    """Where the loss of this site is measured: at the inputs of these sites, or () for its own output."""
+    return site.dependents if len(site.linears) > 1 or site.mixes_tokens else ()

@@ -1,0 +1,59 @@
+"""Statistics of site inputs, gathered batch by batch; each has the reduction that joins two parts of a data set."""
+
+from dataclasses import dataclass
+from enum import Enum
+
+import torch
+
+from channelwise.methods.site import ChannelStatistics
+
+
+class Reduction(Enum):
+    """How the statistic of two parts of the data gives the statistic of the whole."""
+
+    MINIMUM = "minimum"
+    MAXIMUM = "maximum"
+    SUM = "sum"
+
+
+REDUCTIONS = {
+    "minimum": Reduction.MINIMUM,
+    "maximum": Reduction.MAXIMUM,
+    "center_sum": Reduction.SUM,
+    "samples": Reduction.SUM,
+    "tokens": Reduction.SUM,
+}
+
+
+@dataclass
+class StatisticsBuilder:
+    """Running statistics of one site's input; memory is a few vectors of [channels], whatever the data."""
+
+    channels: int
+
+    def __post_init__(self) -> None:
+        self.minimum = torch.full((self.channels,), torch.inf)
+        self.maximum = torch.full((self.channels,), -torch.inf)
+        self.center_sum = torch.zeros(self.channels, dtype=torch.float64)
+        self.samples = 0
+        self.tokens = 0
+
+    def update(self, x: torch.Tensor) -> None:
+        """Add one batch [samples, tokens, channels], or [tokens, channels] as one sample; any float dtype."""
+        if x.numel() == 0:
+            return
+        x = x.detach().reshape(1, -1, self.channels) if x.dim() < 3 else x.detach().flatten(1, -2)
+        low, high = torch.aminmax(x, dim=1)
+        low, high = low.float().cpu(), high.float().cpu()
+        self.minimum = torch.minimum(self.minimum, low.amin(dim=0))
+        self.maximum = torch.maximum(self.maximum, high.amax(dim=0))
+        self.center_sum += ((low + high) / 2).double().sum(dim=0)
+        self.samples += x.shape[0]
+        self.tokens += x.shape[0] * x.shape[1]
+
+    def finish(self) -> ChannelStatistics:
+        """The statistics so far. Raises ValueError if no token was seen."""
+        if self.tokens == 0:
+            raise ValueError("no tokens were seen")
+        center = (self.center_sum / self.samples).float()
+        return ChannelStatistics(self.minimum, self.maximum, center, self.tokens)

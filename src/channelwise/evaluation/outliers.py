@@ -1,0 +1,116 @@
+"""Where a floating-point model has outlier channels, and what could be folded there: what `inspect` shows."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from channelwise.engine.hooks import observed_inputs
+from channelwise.engine.statistics import StatisticsBuilder
+from channelwise.errors import NumericalError
+from channelwise.methods.site import ChannelStatistics
+from channelwise.model.batches import Batch
+from channelwise.model.blocks import find_blocks
+from channelwise.model.calls import capture_calls
+from channelwise.model.producers import Fold, prove_folds
+from channelwise.model.sites import Site, discover_sites
+
+PROBE_SAMPLES, PROBE_TOKENS = 2, 16
+
+
+@dataclass(frozen=True)
+class SiteOutliers:
+    """One site of one block.
+
+    name, linears: full module names. largest: the largest |x| of any channel. ratio: that over the median channel's
+    largest |x|. asymmetry: the largest |centre| of a channel over the largest half range; 0 is symmetric, 1 one-sided,
+    more is offset. folds_into: the producer that a scale was proven to fold into, with shift too if folds_shift; None
+    where not, for the reason given. tokens: how many were seen; 0 for an expert that none reached, all figures 0.
+    """
+
+    block: int
+    name: str
+    linears: tuple[str, ...]
+    kind: str
+    channels: int
+    tokens: int
+    largest: float
+    ratio: float
+    asymmetry: float
+    folds_into: str | None
+    folds_shift: bool
+    reason: str
+
+
+@torch.no_grad()
+def find_outliers(
+    model: nn.Module, batches: Sequence[Batch], progress: Callable[[str, int, int], None] | None = None
+) -> tuple[SiteOutliers, ...]:
+    """Every site of the model, in order, with the channel statistics of its input over all batches.
+
+    Raises InputError for a model without blocks of linear layers, NumericalError where an input is not finite.
+    """
+    report = progress or (lambda label, done, total: None)
+    found = _sites_and_folds(model, batches[0], report)
+    builders = {f"{prefix}.{site.name}": StatisticsBuilder(site.channels) for _, prefix, site, _ in found}
+    with observed_inputs(model, list(builders), lambda name, x: builders[name].update(x)):
+        for index, batch in enumerate(batches):
+            report("reading the calibration data", index, len(batches))
+            model(**batch)
+    return tuple(
+        _described(index, prefix, site, fold, builders[f"{prefix}.{site.name}"]) for index, prefix, site, fold in found
+    )
+
+
+def _sites_and_folds(
+    model: nn.Module, batch: Batch, report: Callable[[str, int, int], None]
+) -> list[tuple[int, str, Site, Fold]]:
+    """(block index, block name, site, fold) of all sites, found with a few tokens that run through the blocks."""
+    blocks = find_blocks(model)
+    calls = capture_calls(model, blocks, [_few_tokens(batch)])[0]
+    hidden = calls[0].hidden()
+    found = []
+    for index, (name, block) in enumerate(zip(blocks.names, blocks.modules(model), strict=True)):
+        report(f"block {index + 1} of {len(blocks.names)}", index, len(blocks.names))
+        call = calls[index].with_hidden(hidden)
+        sites = discover_sites(block, call)
+        folds = prove_folds(block, sites, call)
+        found += [(index, name, site, fold) for site, fold in zip(sites, folds, strict=True)]
+        hidden = call.run(block)
+    return found
+
+
+def _few_tokens(batch: Batch) -> Batch:
+    """A small batch is enough for finding sites; images cannot be cut."""
+    few = {name: value[:PROBE_SAMPLES] for name, value in batch.items()}
+    return {name: value[:, :PROBE_TOKENS] if value.ndim == 2 else value for name, value in few.items()}
+
+
+def _described(index: int, prefix: str, site: Site, fold: Fold, builder: StatisticsBuilder) -> SiteOutliers:
+    names: dict[str, Any] = {
+        "block": index,
+        "name": f"{prefix}.{site.name}",
+        "linears": tuple(f"{prefix}.{linear}" for linear in site.linears),
+        "kind": site.kind,
+        "channels": site.channels,
+        "folds_into": f"{prefix}.{fold.producer}" if fold.scale else None,
+        "folds_shift": fold.scale and fold.shift,
+        "reason": fold.reason,
+    }
+    if builder.tokens == 0:
+        return SiteOutliers(**names, tokens=0, largest=0.0, ratio=0.0, asymmetry=0.0)
+    largest, ratio, asymmetry = _figures(builder.finish(), names["name"])
+    return SiteOutliers(**names, tokens=builder.tokens, largest=largest, ratio=ratio, asymmetry=asymmetry)
+
+
+def _figures(statistics: ChannelStatistics, name: str) -> tuple[float, float, float]:
+    """largest, ratio and asymmetry."""
+    maxima = statistics.absolute_maximum
+    if not bool(torch.isfinite(maxima).all()):
+        raise NumericalError(f"{name}: its input has values that are not finite; check the model's weights and dtype")
+    tiny = torch.finfo(torch.float32).tiny
+    half_range = ((statistics.maximum - statistics.minimum) / 2).amax().clamp(min=tiny)
+    ratio = maxima.amax() / maxima.median().clamp(min=tiny)
+    return float(maxima.amax()), float(ratio), float(statistics.center.abs().amax() / half_range)

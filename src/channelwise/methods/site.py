@@ -1,0 +1,97 @@
+"""What a method sees of a site, and what it gives back."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+
+from channelwise.numerics.grids import IntegerGrid
+from channelwise.numerics.quantizer import parameters_from_range
+from channelwise.numerics.transform import ChannelTransform
+
+
+@dataclass(frozen=True)
+class ChannelStatistics:
+    """Statistics of a site's input over the calibration set, each float32 [channels].
+
+    minimum, maximum: over all tokens. sample_center: the mean over samples of (max + min)/2 within the sample.
+    tokens: how many tokens were seen.
+    """
+
+    minimum: torch.Tensor
+    maximum: torch.Tensor
+    sample_center: torch.Tensor
+    tokens: int
+
+    @property
+    def center(self) -> torch.Tensor:
+        """(max + min) / 2, the centre of the global range (OS+, eq. 4)."""
+        return (self.maximum + self.minimum) / 2
+
+    @property
+    def absolute_maximum(self) -> torch.Tensor:
+        """max |X_j|."""
+        return torch.maximum(self.minimum.abs(), self.maximum.abs())
+
+    def absolute_maximum_around(self, center: torch.Tensor) -> torch.Tensor:
+        """max |X_j − center_j|."""
+        return torch.maximum(self.maximum - center, center - self.minimum)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A method's decision for one site: the transform, and notes that reports show (such as the chosen t)."""
+
+    transform: ChannelTransform
+    notes: Mapping[str, float | str] = field(default_factory=dict)
+
+
+class SiteView(Protocol):
+    """A site as a method sees it."""
+
+    @property
+    def statistics(self) -> ChannelStatistics:
+        """The channel statistics of the site's input."""
+        ...
+
+    @property
+    def weights(self) -> Sequence[torch.Tensor]:
+        """The weights of the site's linear layers, float32 [out_features, channels] each."""
+        ...
+
+    @property
+    def input_grid(self) -> IntegerGrid | None:
+        """The grid of the site's input, None where inputs stay floating point."""
+        ...
+
+    def loss(self, transform: ChannelTransform) -> float:
+        """The change of the site's output under this transform and the recipe's quantizers (OS+, eq. 9).
+
+        Sum over features, mean over tokens, of the squared difference to the unquantized weights on the same input.
+        """
+        ...
+
+
+class Method(Protocol):
+    """A way to choose a site's channel transform; implementations are frozen dataclasses of their parameters."""
+
+    def choose(self, site: SiteView) -> Choice:
+        """The transform for this site."""
+        ...
+
+
+def input_step(
+    statistics: ChannelStatistics, transform: ChannelTransform, grid: IntegerGrid
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Step and zero point (float32 []) of a static per-tensor quantizer that covers the transformed range."""
+    low = transform.apply(statistics.minimum).amin()
+    high = transform.apply(statistics.maximum).amax()
+    parameters = parameters_from_range(low, high, grid)
+    return parameters.scale, parameters.zero_point
+
+
+def positive(scale: torch.Tensor) -> torch.Tensor:
+    """The scale with 1 in place of what is not a positive normal number: channels that were never anything but 0."""
+    usable = scale > torch.finfo(torch.float32).tiny
+    return torch.where(usable, scale, torch.ones_like(scale))

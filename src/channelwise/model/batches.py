@@ -1,0 +1,198 @@
+"""Token ids for a model: windows of a running text, or single texts; batches never hold padding."""
+
+import inspect
+import random
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from channelwise.errors import InputError
+from channelwise.model.texts import Texts, read_texts
+
+TOKENS_PER_BATCH = 2048
+IMAGES_PER_BATCH = 8
+
+Batch = dict[str, torch.Tensor]
+Data = str | Path | Sequence[str] | Texts | torch.Tensor
+
+
+def calibration_batches(
+    data: Data, tokenizer: Any, model: torch.nn.Module, *, samples: int, length: int, seed: int
+) -> list[Batch]:
+    """Batches of at most `samples` samples, chosen without repetition by the seed, of ≤ 2048 tokens each, no padding.
+
+    A causal model, and any model given a .txt, gets windows of exactly `length` tokens of the running text; other
+    models get one text a sample, cut off at `length`. Tensors are taken as they are: token ids [N, L] or pixel values
+    [N, C, H, W]. Raises InputError where there is less than one window, no tokenizer, or an id beyond the vocabulary.
+    """
+    if isinstance(data, torch.Tensor):
+        return _tensor_batches(data, model, samples, seed)
+    texts = read_texts(data)
+    _need_tokenizer(tokenizer, texts)
+    if is_causal(model):
+        windows = _stream_windows(texts, tokenizer, length)
+    elif texts.is_stream:
+        windows = _wrapped_windows(texts, tokenizer, length)
+    else:
+        windows = tokenize_items(texts, tokenizer, length)
+    batches = equal_length_batches(_choose(windows, samples, seed), with_mask=not is_causal(model))
+    check_vocabulary(batches, model, texts.source)
+    return batches
+
+
+def token_stream(texts: Texts, tokenizer: Any) -> torch.Tensor:
+    """The whole running text tokenized once, with the special tokens the tokenizer adds by itself; int64 [tokens]."""
+    _need_tokenizer(tokenizer, texts)
+    ids = tokenizer(texts.stream, verbose=False)["input_ids"]
+    return torch.tensor(ids, dtype=torch.int64)
+
+
+def tokenize_items(texts: Texts, tokenizer: Any, length: int) -> list[torch.Tensor]:
+    """One int64 [tokens ≤ length] for each text, with special tokens, in the texts' order."""
+    _need_tokenizer(tokenizer, texts)
+    encoded = tokenizer(list(texts.items), truncation=True, max_length=length, verbose=False)["input_ids"]
+    return [torch.tensor(ids, dtype=torch.int64) for ids in encoded]
+
+
+def equal_length_batches(sequences: Sequence[torch.Tensor], *, with_mask: bool) -> list[Batch]:
+    """Batches {input_ids [B, T], attention_mask of ones} of sequences of one length each, shortest first."""
+    return [_batch(torch.stack(group), with_mask) for group, _ in grouped_by_length(sequences)]
+
+
+def grouped_by_length(sequences: Sequence[torch.Tensor]) -> list[tuple[list[torch.Tensor], list[int]]]:
+    """Groups of equal length and at most 2048 tokens, each with its sequences' places in the input."""
+    places: dict[int, list[int]] = defaultdict(list)
+    for place, sequence in enumerate(sequences):
+        places[len(sequence)].append(place)
+    groups = []
+    for length in sorted(places):
+        size = max(1, TOKENS_PER_BATCH // max(1, length))
+        members = places[length]
+        for start in range(0, len(members), size):
+            chunk = members[start : start + size]
+            groups.append(([sequences[place] for place in chunk], chunk))
+    return groups
+
+
+def is_causal(model: torch.nn.Module) -> bool:
+    """Whether the model generates text from left to right, so that windows of a running text are its food."""
+    can_generate = getattr(model, "can_generate", None)
+    return bool(can_generate()) if callable(can_generate) else False
+
+
+def length_limit(model: torch.nn.Module, tokenizer: Any) -> int | None:
+    """The most tokens the model takes at once, by its config, its position table and its tokenizer; None: no limit."""
+    config: Any = getattr(model, "config", None)
+    config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    limits = [getattr(config, name, None) for name in ("max_position_embeddings", "n_positions", "max_seq_len")]
+    limits.append(getattr(tokenizer, "model_max_length", None))
+    for name, module in model.named_modules():
+        # RoBERTa's kin number positions from padding_idx + 1, so their tables hold fewer than they have rows
+        if isinstance(module, torch.nn.Embedding) and "position" in name and module.padding_idx is not None:
+            limits.append(module.num_embeddings - module.padding_idx - 1)
+    known = [limit for limit in limits if isinstance(limit, int) and 0 < limit < 10**9]
+    return min(known, default=None)
+
+
+def window_length(requested: int | None, default: int, limit: int | None) -> int:
+    """The requested length, or the default cut to the limit. Raises InputError for one below 2 or beyond the limit."""
+    if requested is None:
+        return default if limit is None else min(default, limit)
+    if requested < 2:
+        raise InputError(f"a window of {requested} tokens is too short; give --length 2 or more")
+    if limit is not None and requested > limit:
+        raise InputError(f"--length {requested} is beyond the model's {limit} positions; give --length {limit} or less")
+    return requested
+
+
+def vocabulary_size(model: torch.nn.Module) -> int | None:
+    """Rows of the input embedding; None where the model has none (an image model)."""
+    getter = getattr(model, "get_input_embeddings", None)
+    embedding = getter() if callable(getter) else None
+    return embedding.num_embeddings if isinstance(embedding, torch.nn.Embedding) else None
+
+
+def check_vocabulary(batches: Sequence[Batch], model: torch.nn.Module, source: str) -> None:
+    """Raises InputError where a token id lies beyond the model's vocabulary."""
+    size = vocabulary_size(model)
+    largest = max((int(batch["input_ids"].max()) for batch in batches if "input_ids" in batch), default=-1)
+    if size is not None and largest >= size:
+        raise InputError(
+            f"the tokenizer does not belong to the model: {source} gives token id {largest}, the model's vocabulary "
+            f"has {size} entries; put the model's own tokenizer beside it"
+        )
+
+
+def accepted(model: torch.nn.Module, batch: Batch) -> Batch:
+    """The entries of the batch that the model's forward takes, on the model's device."""
+    parameters = inspect.signature(model.forward).parameters
+    open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    device = next(model.parameters()).device
+    return {name: value.to(device) for name, value in batch.items() if name in parameters or open_ended}
+
+
+def _need_tokenizer(tokenizer: Any, texts: Texts) -> None:
+    """Raises InputError where a text is given and no tokenizer."""
+    if tokenizer is None:
+        raise InputError(f"the model has no tokenizer to read {texts.source} with; put its tokenizer beside it")
+
+
+def _stream_windows(texts: Texts, tokenizer: Any, length: int) -> list[torch.Tensor]:
+    """All whole windows of the running text, each int64 [length]; a rest at the end is left out."""
+    ids = token_stream(texts, tokenizer)
+    _need_a_window(texts, len(ids), length)
+    return list(ids[: len(ids) // length * length].view(-1, length))
+
+
+def _wrapped_windows(texts: Texts, tokenizer: Any, length: int) -> list[torch.Tensor]:
+    """Windows of the running text with special tokens around each, as an encoder saw them; int64 [length]."""
+    encoded = tokenizer(
+        texts.stream, truncation=True, max_length=length, return_overflowing_tokens=True, verbose=False
+    )["input_ids"]
+    nested = encoded if encoded and isinstance(encoded[0], list) else [encoded]
+    windows = [torch.tensor(ids, dtype=torch.int64) for ids in nested if len(ids) == length]
+    _need_a_window(texts, sum(map(len, nested)) if not windows else length, length)
+    return windows
+
+
+def _need_a_window(texts: Texts, tokens: int, length: int) -> None:
+    """Raises InputError where the text has fewer tokens than one window."""
+    if tokens < length:
+        raise InputError(
+            f"{texts.source} has {tokens} tokens, fewer than one window of {length}; "
+            f"give a longer text, or a smaller --length"
+        )
+
+
+def _tensor_batches(data: torch.Tensor, model: torch.nn.Module, samples: int, seed: int) -> list[Batch]:
+    """Token ids [N, L], integer, or pixel values [N, C, H, W], floating point. Raises InputError for other tensors."""
+    is_ids = data.ndim == 2 and not data.is_floating_point() and not data.is_complex() and data.dtype != torch.bool
+    is_pixels = data.ndim == 4 and data.is_floating_point()
+    if not (is_ids or is_pixels) or data.numel() == 0:
+        raise InputError(
+            f"data is a tensor {list(data.shape)} of {data.dtype}; "
+            f"give integer token ids [N, L] or floating-point pixel values [N, C, H, W]"
+        )
+    if is_pixels:
+        chosen = torch.stack(_choose(list(data), samples, seed))
+        return [{"pixel_values": part} for part in chosen.split(IMAGES_PER_BATCH)]
+    batches = equal_length_batches(_choose(list(data.long()), samples, seed), with_mask=not is_causal(model))
+    check_vocabulary(batches, model, "the tensor of token ids")
+    return batches
+
+
+def _choose(sequences: list[torch.Tensor], samples: int, seed: int) -> list[torch.Tensor]:
+    """At most `samples` of the sequences, without repetition, in their order."""
+    if samples < 1:
+        raise InputError(f"{samples} calibration samples are none; give --samples 1 or more")
+    places = range(len(sequences))
+    chosen = sorted(random.Random(seed).sample(places, min(samples, len(sequences))))
+    return [sequences[place] for place in chosen]
+
+
+def _batch(ids: torch.Tensor, with_mask: bool) -> Batch:
+    """Token ids [B, T] as a model's inputs; encoders get the mask, because they warn without one."""
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)} if with_mask else {"input_ids": ids}

@@ -1,0 +1,54 @@
+"""What to tell after a model was quantized."""
+
+from typing import Any, Protocol
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from channelwise.report.format import duration, megabytes, number, short_path
+
+
+class Outcome(Protocol):
+    """What `api.quantize` returns, as far as this page reads it."""
+
+    @property
+    def before(self) -> Any:
+        """Sizes of the model that was read."""
+
+    @property
+    def after(self) -> Any:
+        """Sizes of the quantized model."""
+
+    @property
+    def record(self) -> Any:
+        """The walk: sites and seconds."""
+
+
+def quantize_summary(model: str, recipe: str, output: str, outcome: Outcome) -> Group:
+    """Size before and after, bits, time, place, and the next two commands."""
+    before, after = outcome.before, outcome.after
+    layers = sum(len(site.linears) for site in outcome.record.sites)
+    facts = Table.grid(padding=(0, 3))
+    share = after.model_bytes / before.model_bytes
+    facts.add_row(_label("size"), f"{megabytes(before.model_bytes)} → {megabytes(after.model_bytes)}   ({share:.0%})")
+    facts.add_row(
+        _label("bits per weight"),
+        f"{number(before.bits_per_weight, 2)} → {number(after.bits_per_weight, 2)}   ({layers} linear layers)",
+    )
+    facts.add_row(_label("time"), duration(outcome.record.seconds))
+    facts.add_row(_label("written to"), short_path(output))
+    heading = Text.assemble((short_path(model), "bold"), " quantized by ", (recipe, "bold"), "\n")
+    return Group(heading, facts, Text("\nuse it", style="dim"), Text(_usage(short_path(output))))
+
+
+def _usage(output: str) -> str:
+    return (
+        f'  channelwise generate {output} --prompt "…"\n'
+        f"  channelwise evaluate {output} --perplexity TEXT\n"
+        f'  python: model, tokenizer = channelwise.load("{output}")'
+    )
+
+
+def _label(text: str) -> Text:
+    return Text(text, style="dim")

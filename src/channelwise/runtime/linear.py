@@ -1,0 +1,194 @@
+"""QuantizedLinear: a linear layer kept as packed codes and, where inputs are quantized, computed with integers."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from channelwise.numerics.inputs import static_codes, static_vectors, token_codes
+from channelwise.numerics.quantizer import Parameters, decode
+from channelwise.numerics.transform import ChannelTransform
+from channelwise.runtime.execution import Execution, LinearParts, prepare
+from channelwise.runtime.layout import buffer_layout, fitted
+from channelwise.runtime.packing import pack, unpack
+from channelwise.runtime.scheme import LinearScheme
+
+
+class QuantizedLinear(nn.Module):
+    """y = X̃ · Ŵᵀ + bias, with X̃ = quantized((x − shift) / scale) and Ŵ decoded from packed codes.
+
+    Buffers, under these names in a checkpoint; those that the scheme does not ask for are None:
+    weight_packed uint8 [out_features, bytes]; weight_scale float32 and weight_zero_point uint8 of the granularity's
+    parameter shape; bias float32 [out_features], the channel transform's shift already folded into it; input_shift,
+    input_scale float32 [in_features]; for static inputs input_step and input_zero_point float32 [].
+    The float32 buffers stay float32 whatever dtype the model is converted to.
+    """
+
+    weight_packed: torch.Tensor
+    weight_scale: torch.Tensor
+    weight_zero_point: torch.Tensor | None
+    bias: torch.Tensor | None
+    input_shift: torch.Tensor | None
+    input_scale: torch.Tensor | None
+    input_step: torch.Tensor | None
+    input_zero_point: torch.Tensor | None
+
+    def __init__(self, scheme: LinearScheme, device: torch.device | str | None = None) -> None:
+        """Zeroed buffers of the scheme's shapes on `device`, which may be "meta"."""
+        super().__init__()
+        self.scheme = scheme
+        self._prepared: tuple[tuple[torch.Tensor | None, ...], Execution] | None = None
+        for name, layout in buffer_layout(scheme).items():
+            empty = None if layout is None else torch.zeros(layout[0], dtype=layout[1], device=device)
+            self.register_buffer(name, empty)
+
+    @classmethod
+    def from_parts(
+        cls,
+        scheme: LinearScheme,
+        codes: torch.Tensor,
+        weight: Parameters,
+        bias: torch.Tensor | None = None,
+        transform: ChannelTransform | None = None,
+        input_step: torch.Tensor | None = None,
+        input_zero_point: torch.Tensor | None = None,
+    ) -> "QuantizedLinear":
+        """The layer of given codes and parameters, on the device of `codes`.
+
+        codes: int16 [out_features, in_features] of the transformed weight W·diag(scale), as `numerics.encode` gives
+        them. bias: [out_features], final, i.e. `transform.fold_bias(...)`. input_step, input_zero_point: [] or one
+        entry, for static inputs. Raises ValueError if a part is missing, superfluous or of the wrong shape.
+        """
+        transform = transform or ChannelTransform()
+        parts: dict[str, torch.Tensor | None] = {
+            "weight_packed": pack(codes - scheme.weights.grid.lowest, scheme.weights.grid.bits),
+            "weight_scale": weight.scale,
+            "weight_zero_point": weight.zero_point,
+            "bias": bias,
+            "input_shift": transform.shift,
+            "input_scale": transform.scale,
+            "input_step": input_step,
+            "input_zero_point": input_zero_point,
+        }
+        layer = cls(scheme, device="meta")
+        for name, layout in buffer_layout(scheme).items():
+            setattr(layer, name, fitted(name, parts[name], layout, codes.device))
+        return layer
+
+    @property
+    def in_features(self) -> int:
+        """The number of input channels."""
+        return self.scheme.in_features
+
+    @property
+    def out_features(self) -> int:
+        """The number of output channels."""
+        return self.scheme.out_features
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """The shape of the weight without its values, float32 on the meta device.
+
+        transformers' models ask their linear layers for it (T5 its dtype, GPT-2 to initialise what is not loaded);
+        computing with it fails instead of going wrong.
+        """
+        return torch.empty(self.out_features, self.in_features, dtype=torch.float32, device="meta")
+
+    @property
+    def transform(self) -> ChannelTransform:
+        """The channel transform that is applied to the input."""
+        return ChannelTransform(self.input_shift, self.input_scale)
+
+    @property
+    def weight_parameters(self) -> Parameters:
+        """What turns the weight's codes into values."""
+        zero_point = None if self.weight_zero_point is None else self.weight_zero_point.float()
+        return Parameters(self.weight_scale, zero_point)
+
+    @torch.no_grad()
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x: [..., in_features], any float dtype. Returns [..., out_features] in the dtype of x; without gradients."""
+        flat = x.reshape(-1, self.in_features)
+        result = self._execution()(flat).to(x.dtype)
+        return result.reshape(*x.shape[:-1], self.out_features)
+
+    @torch.no_grad()
+    def fake_forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The definition of `forward`: decoded codes of x times the decoded weight, in float64. Same shapes."""
+        y = self._decoded_input(x) @ self.dequantized_weight().double().t()
+        return y if self.bias is None else y + self.bias.double()
+
+    def codes(self) -> torch.Tensor:
+        """The weight's codes, int16 [out_features, in_features]."""
+        grid = self.scheme.weights.grid
+        return unpack(self.weight_packed, grid.bits, self.in_features).to(torch.int16) + grid.lowest
+
+    def dequantized_weight(self) -> torch.Tensor:
+        """The values of the codes, float32 [out_features, in_features]: the weight of the transformed input."""
+        weights = self.scheme.weights
+        return decode(self.codes(), self.weight_parameters, weights.grid, weights.granularity)
+
+    def weight_bytes(self) -> int:
+        """Bytes of the stored weight: codes, scales and zero points."""
+        tensors = (self.weight_packed, self.weight_scale, self.weight_zero_point)
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors if tensor is not None)
+
+    def bits_per_weight(self) -> float:
+        """Stored bits per entry of the weight, scales and zero points included."""
+        return 8.0 * self.weight_bytes() / (self.in_features * self.out_features)
+
+    def release(self) -> None:
+        """Forget what the first `forward` prepared from the buffers; the next one prepares it again."""
+        self._prepared = None
+
+    def extra_repr(self) -> str:
+        """Sizes and schemes, for print(model)."""
+        weights, inputs = self.scheme.weights, self.scheme.inputs
+        text = f"{self.in_features}, {self.out_features}, weights={weights.grid} per {weights.granularity.kind}"
+        return text if inputs is None else f"{text}, inputs={inputs.grid} {inputs.kind}"
+
+    def _decoded_input(self, x: torch.Tensor) -> torch.Tensor:
+        inputs = self.scheme.inputs
+        if inputs is None:
+            return self.transform.apply(x.float()).double()
+        step, zero_point = self.input_step, self.input_zero_point
+        if step is None:
+            codes, step, zero_point = token_codes(x, self.transform, inputs.grid)
+        else:
+            codes = static_codes(x, *static_vectors(self.transform, step, zero_point), inputs.grid)
+        values = codes.double() if zero_point is None else codes.double() - zero_point.double()
+        return values * step.double()
+
+    def _execution(self) -> Execution:
+        buffers = tuple(self._buffers.values())
+        if self._prepared is None or any(now is not then for now, then in zip(buffers, self._prepared[0], strict=True)):
+            self._prepared = (buffers, prepare(self._parts()))
+        return self._prepared[1]
+
+    def _parts(self) -> LinearParts:
+        return LinearParts(
+            self.scheme,
+            self.codes(),
+            self.weight_parameters,
+            self.bias,
+            self.transform,
+            self.input_step,
+            self.input_zero_point,
+        )
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> "QuantizedLinear":
+        def kept(tensor: torch.Tensor) -> torch.Tensor:
+            result = fn(tensor)
+            return result if result.dtype == tensor.dtype else tensor.to(result.device)
+
+        super()._apply(kept, recurse)
+        return self
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self.release()
+        super()._load_from_state_dict(*args, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Prepacked weights can neither be copied nor pickled.
+        return {**self.__dict__, "_prepared": None}

@@ -1,0 +1,126 @@
+"""Tiny random transformers models, quantized by hand: min-max parameters, no method."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import transformers as tf
+
+from channelwise.model.linears import bias_vector, is_linear, replace_module, weight_matrix
+from channelwise.numerics.granularity import ROW
+from channelwise.numerics.grids import IntegerGrid
+from channelwise.numerics.quantizer import encode, parameters_of
+from channelwise.numerics.transform import ChannelTransform
+from channelwise.runtime.linear import QuantizedLinear
+from channelwise.runtime.scheme import InputScheme, LinearScheme, WeightScheme
+
+
+def llama(**more: Any) -> Any:
+    sizes = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    return tf.LlamaForCausalLM(tf.LlamaConfig(**{**sizes, **heads, **more}))
+
+
+def tied_llama() -> Any:
+    return llama(tie_word_embeddings=True)
+
+
+def opt() -> Any:
+    return tf.OPTForCausalLM(
+        tf.OPTConfig(
+            vocab_size=64,
+            hidden_size=16,
+            ffn_dim=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            word_embed_proj_dim=16,
+            max_position_embeddings=32,
+        )
+    )
+
+
+def gpt2() -> Any:
+    return tf.GPT2LMHeadModel(tf.GPT2Config(vocab_size=64, n_embd=16, n_layer=2, n_head=2, n_positions=32))
+
+
+def bert() -> Any:
+    return tf.BertModel(
+        tf.BertConfig(vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2)
+    )
+
+
+def bert_masked() -> Any:
+    return tf.BertForMaskedLM(bert().config)
+
+
+def vit() -> Any:
+    return tf.ViTForImageClassification(
+        tf.ViTConfig(
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            image_size=8,
+            patch_size=4,
+            num_labels=5,
+        )
+    )
+
+
+def mixtral() -> Any:
+    return tf.MixtralForCausalLM(
+        tf.MixtralConfig(
+            vocab_size=64,
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            num_local_experts=4,
+        )
+    )
+
+
+MODELS: dict[str, Callable[[], Any]] = {
+    builder.__name__: builder for builder in (llama, tied_llama, opt, gpt2, bert, bert_masked, vit, mixtral)
+}
+
+
+def outputs(model: torch.nn.Module) -> torch.Tensor:
+    """The model's first output for a fixed input, without dropout."""
+    model.eval()
+    generator = torch.Generator().manual_seed(0)
+    if "ViT" in type(model).__name__:
+        batch = {"pixel_values": torch.randn(2, 3, 8, 8, generator=generator).to(model.dtype)}
+    else:
+        batch = {"input_ids": torch.randint(0, 64, (2, 11), generator=generator)}
+    with torch.no_grad():
+        result: torch.Tensor = model(**batch)[0]
+    return result
+
+
+def quantize(model: Any, bits: int = 8, kind: str = "token", keep: tuple[str, ...] = ("lm_head", "classifier")) -> Any:
+    """Replaces every linear layer, except those whose last name is kept; returns the model."""
+    if type(model).__name__.startswith("Mixtral"):
+        from channelwise.model.experts import unfuse_experts
+
+        unfuse_experts(model)
+    for name, module in list(model.named_modules()):
+        if is_linear(module) and name.rpartition(".")[2] not in keep:
+            replace_module(model, name, quantized(module, bits, kind))
+    return model
+
+
+def quantized(module: torch.nn.Module, bits: int, kind: str) -> QuantizedLinear:
+    """A linear layer with row scales, a shift and a scale of its inputs."""
+    weight, bias = weight_matrix(module).float(), bias_vector(module)
+    transform = ChannelTransform(torch.linspace(-0.1, 0.1, weight.shape[1]), torch.linspace(0.5, 1.5, weight.shape[1]))
+    folded, grid = transform.fold_weight(weight), IntegerGrid(bits)
+    parameters = parameters_of(folded, grid, ROW)
+    inputs = InputScheme(grid, kind)  # type: ignore[arg-type]
+    scheme = LinearScheme(
+        weight.shape[1], weight.shape[0], WeightScheme(grid, ROW), inputs, bias=True, shift=True, scale=True
+    )
+    bias = transform.fold_bias(weight, None if bias is None else bias.float())
+    step = torch.tensor(0.1) if kind == "static" else None
+    return QuantizedLinear.from_parts(scheme, encode(folded, parameters, grid, ROW), parameters, bias, transform, step)

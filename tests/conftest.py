@@ -1,0 +1,36 @@
+"""What all tests share: hypothesis' profile, no network, and where the shared data lies."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+# Set before anything imports transformers: a test that would download something fails at once instead.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+IN_CI = os.environ.get("CI", "").lower() == "true"
+
+# No deadline: the time of one example says nothing on a busy machine.
+settings.register_profile("channelwise", deadline=None, derandomize=IN_CI, print_blob=True)
+settings.load_profile("channelwise")
+
+
+@pytest.fixture(scope="session")
+def shared() -> Callable[[str], Path]:
+    """`shared("data/sst2.tsv")`: a path in the shared folder beside the repository, or in $CHANNELWISE_SHARED.
+
+    What is not there skips the test on a user's machine and fails it in CI.
+    """
+    beside = Path(__file__).resolve().parents[2] / "shared"
+    folder = Path(os.environ.get("CHANNELWISE_SHARED", beside))
+
+    def find(path: str) -> Path:
+        found = folder / path
+        if not found.exists():
+            refuse = pytest.fail if IN_CI else pytest.skip
+            refuse(f"shared data {path} is not there; CHANNELWISE_SHARED names the folder that holds it")
+        return found
+
+    return find

@@ -1,0 +1,185 @@
+"""The integer layer is its definition, `fake_forward`, up to the rounding of float32."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from channelwise.numerics.granularity import ROW, TENSOR, Granularity
+from channelwise.numerics.grids import FloatGrid, Grid, IntegerGrid
+from channelwise.numerics.quantizer import encode, parameters_from_range, parameters_of
+from channelwise.numerics.transform import ChannelTransform
+from channelwise.runtime.linear import QuantizedLinear
+from channelwise.runtime.scheme import InputScheme, LinearScheme, WeightScheme
+
+GRANULARITIES = [TENSOR, ROW, Granularity("column"), Granularity("row_group", 5), Granularity("column_group", 3)]
+
+
+def build(
+    rows: int,
+    columns: int,
+    weights: WeightScheme,
+    inputs: InputScheme | None,
+    bias: bool = True,
+    shift: bool = False,
+    scale: bool = False,
+    seed: int = 0,
+) -> QuantizedLinear:
+    """A layer with random contents; its static input range is about ±2 after the transform."""
+    torch.manual_seed(seed)
+    transform = ChannelTransform(torch.randn(columns) if shift else None, torch.rand(columns) + 0.1 if scale else None)
+    weight = torch.randn(rows, columns)
+    parameters = parameters_of(weight, weights.grid, weights.granularity)
+    step = zero_point = None
+    if inputs is not None and inputs.kind == "static":
+        range_ = parameters_from_range(torch.tensor(-1.5), torch.tensor(2.0), inputs.grid)
+        step, zero_point = range_.scale, range_.zero_point
+    return QuantizedLinear.from_parts(
+        LinearScheme(columns, rows, weights, inputs, bias=bias, shift=shift, scale=scale),
+        encode(weight, parameters, weights.grid, weights.granularity),
+        parameters,
+        torch.randn(rows) if bias else None,
+        transform,
+        step,
+        zero_point,
+    )
+
+
+def assert_equals_definition(layer: QuantizedLinear, x: torch.Tensor) -> None:
+    """Up to float32 rounding of the sum of magnitudes, and that of the output's dtype."""
+    found, expected = layer(x), layer.fake_forward(x)
+    assert found.dtype == x.dtype
+    assert found.shape == expected.shape
+    size = layer._decoded_input(x).abs() @ layer.dequantized_weight().double().abs().t() + 1.0
+    tolerance = 3e-6 * size + torch.finfo(x.dtype).eps * expected.abs()
+    assert bool(((found.double() - expected).abs() <= tolerance).all())
+
+
+grids = st.one_of(
+    st.builds(IntegerGrid, st.integers(2, 8), st.booleans()),
+    st.sampled_from([FloatGrid(2, 1), FloatGrid(1, 2), FloatGrid(3, 0), FloatGrid(2, 3), FloatGrid(3, 2)]),
+)
+input_schemes = st.none() | st.builds(
+    InputScheme, st.builds(IntegerGrid, st.integers(2, 8), st.booleans()), st.sampled_from(["static", "token"])
+)
+
+
+@settings(max_examples=250, deadline=None)
+@given(
+    grid=grids,
+    granularity=st.sampled_from(GRANULARITIES),
+    inputs=input_schemes,
+    sizes=st.tuples(st.integers(1, 20), st.integers(1, 70), st.integers(0, 9)),
+    has=st.tuples(st.booleans(), st.booleans(), st.booleans()),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
+    seed=st.integers(0, 1000),
+)
+def test_forward_is_its_definition(
+    grid: Grid,
+    granularity: Granularity,
+    inputs: InputScheme | None,
+    sizes: tuple[int, int, int],
+    has: tuple[bool, bool, bool],
+    dtype: torch.dtype,
+    seed: int,
+) -> None:
+    rows, columns, tokens = sizes
+    layer = build(rows, columns, WeightScheme(grid, granularity), inputs, *has, seed=seed)
+    assert_equals_definition(layer, (3 * torch.randn(tokens, columns)).to(dtype))
+
+
+W8, A8 = WeightScheme(IntegerGrid(8), ROW), InputScheme(IntegerGrid(8), "static")
+TOKEN = InputScheme(IntegerGrid(8, symmetric=False), "token")
+
+
+@pytest.mark.parametrize("inputs", [A8, TOKEN, InputScheme(IntegerGrid(8, symmetric=False), "static"), None])
+def test_shapes(inputs: InputScheme | None) -> None:
+    layer = build(6, 10, W8, inputs)
+    assert layer(torch.randn(2, 3, 4, 10)).shape == (2, 3, 4, 6)
+    assert layer(torch.randn(10)).shape == (6,)
+    assert layer(torch.randn(2, 0, 10)).shape == (2, 0, 6)
+    assert_equals_definition(layer, torch.zeros(3, 10))
+
+
+def test_inputs_out_of_range_saturate() -> None:
+    layer = build(6, 10, W8, A8)
+    assert torch.equal(layer(torch.full((1, 10), 1e30)), layer(torch.full((1, 10), 2.0)))
+    assert torch.equal(layer(torch.full((1, 10), float("-inf"))), layer(torch.full((1, 10), -2.0)))
+
+
+@pytest.mark.parametrize("value", [-40.0, 300.0])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_zero_point_outside_the_codes(value: float, symmetric: bool) -> None:
+    weights = WeightScheme(IntegerGrid(8, symmetric), ROW)
+    layer = build(6, 10, weights, InputScheme(IntegerGrid(8, symmetric=False), "static"))
+    layer.input_zero_point = torch.tensor(value)
+    assert_equals_definition(layer, 3 * torch.randn(5, 10))
+
+
+def test_weight_of_zeros() -> None:
+    for symmetric in (True, False):
+        grid = IntegerGrid(8, symmetric)
+        parameters = parameters_of(torch.zeros(4, 7), grid, ROW)
+        scheme = LinearScheme(7, 4, WeightScheme(grid, ROW), InputScheme(IntegerGrid(8), "token"))
+        layer = QuantizedLinear.from_parts(scheme, encode(torch.zeros(4, 7), parameters, grid, ROW), parameters)
+        assert torch.equal(layer(torch.randn(3, 7)), torch.zeros(3, 4))
+
+
+@pytest.mark.parametrize(("bits", "symmetric"), [(8, True), (6, True), (4, False)])
+def test_size(bits: int, symmetric: bool) -> None:
+    layer = build(16, 128, WeightScheme(IntegerGrid(bits, symmetric), ROW), None)
+    assert layer.weight_packed.numel() == 16 * 128 * bits // 8
+    assert layer.bits_per_weight() == bits + (32 if symmetric else 40) / 128
+
+
+def test_float32_buffers_stay_float32() -> None:
+    layer = build(6, 10, WeightScheme(IntegerGrid(4, symmetric=False), ROW), A8, shift=True, scale=True)
+    x = torch.randn(4, 10)
+    before = layer(x)
+    for convert in (lambda m: m.to(torch.bfloat16), lambda m: m.half(), lambda m: m.double()):
+        layer = convert(layer)
+        assert layer.weight_scale.dtype == layer.input_shift.dtype == layer.bias.dtype == torch.float32
+        assert torch.equal(layer(x), before)
+
+
+def test_copies_and_state_dicts() -> None:
+    layer = build(6, 10, W8, A8, scale=True)
+    x = torch.randn(4, 10)
+    expected = layer(x)
+    assert set(layer.state_dict()) == {"weight_packed", "weight_scale", "bias", "input_scale", "input_step"}
+    for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        assert torch.equal(other(x), expected)
+    for assign in (True, False):
+        other = build(6, 10, W8, A8, scale=True, seed=1)
+        assert not torch.equal(other(x), expected)
+        other.load_state_dict(layer.state_dict(), assign=assign)
+        assert torch.equal(other(x), expected)
+
+
+def test_meta_device() -> None:
+    layer = build(6, 10, W8, A8)
+    empty = QuantizedLinear(layer.scheme, device="meta")
+    assert {tensor.device.type for tensor in empty.state_dict().values()} == {"meta"}
+    empty.load_state_dict(layer.state_dict(), assign=True)
+    x = torch.randn(2, 10)
+    assert torch.equal(empty(x), layer(x))
+
+
+def test_prepared_under_inference_mode_works_outside() -> None:
+    layer, x = build(6, 10, W8, TOKEN), torch.randn(2, 10)
+    with torch.inference_mode():
+        inside = layer(x)
+    assert torch.equal(layer(x.requires_grad_()), inside)
+
+
+def test_from_parts_checks_the_parts() -> None:
+    scheme = LinearScheme(10, 6, W8, A8, bias=True)
+    codes = torch.zeros(6, 10, dtype=torch.int16)
+    parameters = parameters_of(torch.ones(6, 10), W8.grid, ROW)
+    with pytest.raises(ValueError, match="bias is missing"):
+        QuantizedLinear.from_parts(scheme, codes, parameters, input_step=torch.tensor(1.0))
+    with pytest.raises(ValueError, match="bias has shape"):
+        QuantizedLinear.from_parts(scheme, codes, parameters, torch.zeros(5), input_step=torch.tensor(1.0))
