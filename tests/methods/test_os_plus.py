@@ -9,7 +9,7 @@ from channelwise.methods.os_plus import OutlierSuppressionPlus, search_minimum, 
 from channelwise.methods.site import ChannelStatistics
 from channelwise.numerics.grids import IntegerGrid
 from channelwise.numerics.transform import ChannelTransform
-from sites import TensorSite, outlier_site
+from tests.methods.sites import TensorSite, outlier_site
 
 
 def test_golden_shift_and_scale_of_the_paper() -> None:

@@ -10,7 +10,7 @@ from channelwise.methods.site import input_step
 from channelwise.methods.smoothquant import SmoothQuant
 from channelwise.numerics.grids import IntegerGrid
 from channelwise.numerics.inputs import static_codes, static_vectors
-from sites import TensorSite, outlier_site
+from tests.methods.sites import TensorSite, outlier_site
 
 SEEDS = st.integers(0, 1000)
 

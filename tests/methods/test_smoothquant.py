@@ -4,7 +4,7 @@ import torch
 
 from channelwise.methods.smoothquant import SmoothQuant
 from channelwise.numerics.grids import IntegerGrid
-from sites import TensorSite, outlier_site
+from tests.methods.sites import TensorSite, outlier_site
 
 
 def test_scale_is_the_ratio_of_the_powers() -> None:

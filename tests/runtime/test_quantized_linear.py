@@ -67,7 +67,7 @@ input_schemes = st.none() | st.builds(
 )
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(
     grid=grids,
     granularity=st.sampled_from(GRANULARITIES),

@@ -19,6 +19,7 @@ from channelwise.model.calls import BlockCall, capture_calls
 from channelwise.model.linears import is_linear, replace_module, weight_matrix
 from channelwise.model.sites import Site, discover_sites
 from channelwise.numerics.transform import ChannelTransform
+from channelwise.runtime.attention import use_quantized_attention
 from channelwise.runtime.scheme import InputScheme, LinearScheme
 
 Batch = dict[str, torch.Tensor]
@@ -42,6 +43,8 @@ def quantize_model(
     started = time.perf_counter()
     blocks = find_blocks(model)
     check_plan(model, blocks, plan)
+    if plan.attention_bits is not None:
+        use_quantized_attention(model, plan.attention_bits)
     report = progress or (lambda label, done, total: None)
     report("reading the calibration data", 0, len(blocks.names))
     walker = _Walker(plan, capture_calls(model, blocks, [_probe_batch(batches[0]), *batches]), seed)

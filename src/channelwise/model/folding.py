@@ -1,4 +1,4 @@
-"""Putting channel transforms into a block: folded into the producers where that is proven, else in front of the layers."""
+"""Putting channel transforms into a block: folded into producers where that is proven, else in front of the layers."""
 
 from collections.abc import Mapping
 
@@ -18,6 +18,9 @@ class TransformedLinear(nn.Module):
     weight: [out_features, in_features], bias: [out_features] or None, both already made for the transformed input.
     shift, scale: float32 (float64 for float64 weights) [in_features] or None.
     """
+
+    shift: torch.Tensor | None
+    scale: torch.Tensor | None
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, transform: ChannelTransform) -> None:
         super().__init__()
@@ -53,8 +56,8 @@ def apply_transforms(
 ) -> dict[str, str]:
     """Applies the sites' transforms to a block in place; its output stays what it was.
 
-    transforms: by site name; a site without one is left alone. Returns where each went: "producer NAME", "producer NAME,
-    shift at the quantizer", or "quantizer". A layer without a bias is given one where a shift has to go into it.
+    transforms: by site name; a site without one is left alone. A layer without a bias is given one where a shift has to
+    go into it. Returns where each went: "producer NAME", "producer NAME, shift at the quantizer", or "quantizer".
     """
     wanted = {site.name: transforms[site.name] for site in sites if site.name in transforms}
     wanted = {name: transform for name, transform in wanted.items() if not transform.is_identity}
@@ -80,7 +83,7 @@ def apply_transforms(
 def fold_transform(producer: nn.Module, transform: ChannelTransform) -> None:
     """Changes a norm or linear layer in place so that its output y becomes (y − shift) / scale.
 
-    transform: [output channels of the producer]. Raises ValueError if the module is neither, or has no bias for a shift.
+    transform: [output channels]. Raises ValueError if the module is neither, or has no bias for a shift.
     """
     kind = norm_kind(producer)
     if not is_linear(producer) and kind is None:

@@ -17,8 +17,8 @@ def distinct_numbers(count: int, generator: torch.Generator) -> torch.Tensor:
 def match_channels(old: torch.Tensor, new: torch.Tensor, numbers: torch.Tensor, scale: bool) -> torch.Tensor | None:
     """Which of the numbers turns each channel of `old` into that of `new`, as a factor (scale) or as an offset.
 
-    old, new: [tokens, channels]; numbers: float64 [count]. Returns int64 [channels], indices into numbers, or None if any
-    channel is changed differently from token to token or by none of the numbers.
+    old, new: [tokens, channels]; numbers: float64 [count]. Returns int64 [channels], indices into numbers, or None if
+    a channel is changed differently from token to token, or by none of the numbers.
     """
     if old.shape != new.shape or not len(old):
         return None

@@ -1,4 +1,4 @@
-"""Norms of any class: modules whose output is multiplied by a weight vector. Which way is found by trying, not by name."""
+"""Norms of any class: modules whose output is multiplied by a weight vector. How is found by trying, not by name."""
 
 import copy
 from typing import Literal
@@ -10,7 +10,7 @@ NormKind = Literal["weight", "one_plus_weight"]
 
 
 def norm_kind(module: nn.Module) -> NormKind | None:
-    """How the module uses its weight [channels]: output = x̂ · weight + bias, x̂ · (1 + weight) + bias, or None: neither."""
+    """How the output uses the weight [channels]: x̂ · weight + bias, x̂ · (1 + weight) + bias, or None for neither."""
     weight = getattr(module, "weight", None)
     if not isinstance(weight, nn.Parameter) or weight.ndim != 1 or any(True for _ in module.children()):
         return None

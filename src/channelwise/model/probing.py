@@ -21,11 +21,13 @@ CHANGE_TOLERANCE = 1e-12
 class Trace:
     """What watched modules saw in one run: per module the inputs and outputs of its calls, and the block's output.
 
+    Both are copies, for blocks that compute in place. held: the inputs themselves, to compare where they lie in memory.
     live: modules that could not be frozen, because they got another number of tokens than before (experts).
     """
 
     inputs: dict[str, list[torch.Tensor]] = field(default_factory=dict)
     outputs: dict[str, list[torch.Tensor]] = field(default_factory=dict)
+    held: dict[str, list[torch.Tensor]] = field(default_factory=dict)
     live: set[str] = field(default_factory=set)
     result: torch.Tensor = field(default_factory=lambda: torch.empty(0))
 
@@ -71,18 +73,19 @@ class Probe:
             x, args, kwargs = _first(args, kwargs)
             inputs = trace.inputs.setdefault(name, [])
             index = len(inputs)
-            inputs.append(x.detach())
+            inputs.append(x.detach().clone())
+            trace.held.setdefault(name, []).append(x.detach())
             if name in undo:
                 x = undo[name](x)
             before = frozen.inputs.get(name, []) if frozen is not None else []
             if frozen is not None and index < len(before) and before[index].shape == x.shape:
-                output = frozen.outputs[name][index]
+                output = frozen.outputs[name][index].clone()
             else:
                 trace.live.add(name)
                 output = self._forwards[name](x, *args, **kwargs)
             if name in changes:
                 output = changes[name](output)
-            trace.outputs.setdefault(name, []).append(output)
+            trace.outputs.setdefault(name, []).append(output.clone())
             return output
 
         return forward

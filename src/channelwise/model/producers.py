@@ -120,10 +120,10 @@ class _Prober:
     def _other_reader(self, disturbed: _Disturbance) -> str:
         """Who reads the producer's output besides linear layers, or "" if nobody does."""
         if differs(disturbed.before.result, disturbed.after.result):
-            return "the block's output depends on it past the site (a residual or a router reads it)"
+            return "a residual or a router reads it too (the block's output changes with it)"
         known = {linear for site in self.sites for linear in site.linears}
         others = [name for name in disturbed.changed if name not in known]
-        return f"{others[0]} reads it too" if others else ""
+        return f"a residual reads it too (into {others[0]})" if others else ""
 
     def _part_of(
         self, producer: str, factors: torch.Tensor, reached: list[Site]

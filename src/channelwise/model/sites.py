@@ -69,7 +69,7 @@ def discover_sites(block: nn.Module, call: BlockCall) -> tuple[Site, ...]:
 def _same_input_groups(trace: Trace) -> dict[str, tuple[str, ...]]:
     """Layers by input tensor, {first layer: layers}; views of one tensor as other rows of channels are the same."""
     groups: dict[tuple[object, ...], list[str]] = {}
-    for name, inputs in trace.inputs.items():
+    for name, inputs in trace.held.items():
         key = tuple(_place(x) for x in inputs)
         groups.setdefault(key, []).append(name)
     return {names[0]: tuple(names) for names in groups.values()}

@@ -12,28 +12,31 @@ from channelwise.report.tables import NARROW, plain_table
 OUTLIER_RATIO, STRONG_RATIO = 6.0, 20.0
 """Largest over median channel from which a site is called hard, and very hard, for static per-tensor inputs."""
 
+FOLDS_WIDTH = 96
+"""Columns of the terminal from which the folds are shown too."""
+
 OFFSET = 1.5
 """Asymmetry from which channels are called offset: beyond 1, zero lies outside the largest channel's range."""
 
 
 def sites_table(sites: Sequence[Any], width: int) -> Table:
-    """A row for each site, objects as `evaluation.outliers.SiteOutliers`; narrow terminals lose sizes and folds."""
+    """A row for each site, objects as `evaluation.outliers.SiteOutliers`; narrow terminals lose folds, then sizes."""
     wide = width >= NARROW
     table = plain_table(width)
     table.add_column("block", justify="right", no_wrap=True)
-    table.add_column("linear layers", overflow="fold")
+    table.add_column("layers", overflow="fold", min_width=10)
     if wide:
         table.add_column("site", no_wrap=True)
         table.add_column("channels", justify="right", no_wrap=True)
     table.add_column("largest |x|" if wide else "largest", justify="right", no_wrap=True)
     table.add_column("× median", justify="right", no_wrap=True)
     table.add_column("asymmetry" if wide else "asym.", justify="right", no_wrap=True)
-    if wide:
+    if width >= FOLDS_WIDTH:
         table.add_column("folds into", overflow="ellipsis", no_wrap=True)
     last = None
     for site in sites:
         block = "" if site.block == last else str(site.block)
-        table.add_row(block, *_cells(site, wide))
+        table.add_row(block, *_cells(site, wide)[: len(table.columns) - 1])
         last = site.block
     return table
 

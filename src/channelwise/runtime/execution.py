@@ -2,15 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 
 from channelwise.numerics.granularity import Granularity
-from channelwise.numerics.grids import FloatGrid, Grid, IntegerGrid
-from channelwise.numerics.inputs import static_codes, static_vectors, token_codes
+from channelwise.numerics.grids import FloatGrid, Grid
 from channelwise.numerics.quantizer import Parameters, decode, lattice_values
 from channelwise.numerics.transform import ChannelTransform
+from channelwise.runtime.encoding import InputCodes, InputEncoder, StaticEncoder, TokenEncoder, encoder_of
 from channelwise.runtime.products import Product, best_product
 from channelwise.runtime.scheme import LinearScheme
 
@@ -32,54 +31,6 @@ class LinearParts:
     transform: ChannelTransform
     input_step: torch.Tensor | None
     input_zero_point: torch.Tensor | None
-
-
-@dataclass(frozen=True)
-class InputCodes:
-    """Codes float32 [tokens, in_features]; value = (code − zero_point) · step, both float32 [] or [tokens, 1]."""
-
-    codes: torch.Tensor
-    step: torch.Tensor
-    zero_point: torch.Tensor | None
-
-    def values(self) -> torch.Tensor:
-        """The numbers that the codes stand for, float32."""
-        return (self.codes if self.zero_point is None else self.codes - self.zero_point) * self.step
-
-
-class InputEncoder(Protocol):
-    """The input quantizer of a layer."""
-
-    def __call__(self, x: torch.Tensor) -> InputCodes:
-        """x: [tokens, in_features], any float dtype."""
-        ...
-
-
-@dataclass(frozen=True)
-class StaticEncoder:
-    """round(x · multiplier_j + offset_j), saturating."""
-
-    multiplier: torch.Tensor
-    offset: torch.Tensor | None
-    grid: IntegerGrid
-    step: torch.Tensor
-    zero_point: torch.Tensor | None
-
-    def __call__(self, x: torch.Tensor) -> InputCodes:
-        """See `InputEncoder`."""
-        return InputCodes(static_codes(x, self.multiplier, self.offset, self.grid), self.step, self.zero_point)
-
-
-@dataclass(frozen=True)
-class TokenEncoder:
-    """One step per token, found from the token."""
-
-    transform: ChannelTransform
-    grid: IntegerGrid
-
-    def __call__(self, x: torch.Tensor) -> InputCodes:
-        """See `InputEncoder`."""
-        return InputCodes(*token_codes(x, self.transform, self.grid))
 
 
 @dataclass(frozen=True)
@@ -167,7 +118,7 @@ class TokenExecution:
 def prepare(parts: LinearParts) -> Execution:
     """The way to compute a layer: with integers where the scheme allows it, else with the decoded weight."""
     scheme = parts.scheme
-    encoder = None if scheme.inputs is None else _encoder(parts)
+    encoder = encoder_of(scheme.inputs, parts.transform, parts.input_step, parts.input_zero_point)
     weight = int8_weight(parts.codes, parts.weight, scheme.weights.grid, scheme.weights.granularity)
     if encoder is None or weight is None:
         decoded = decode(parts.codes, parts.weight, scheme.weights.grid, scheme.weights.granularity)
@@ -199,17 +150,6 @@ def int8_weight(codes: torch.Tensor, parameters: Parameters, grid: Grid, granula
         return Int8Weight(lattice.to(torch.int8), scale, None)
     zero_point = parameters.zero_point.expand(codes.shape[0], 1).reshape(-1)
     return Int8Weight((codes - MIDDLE_OF_UINT8).to(torch.int8), scale, MIDDLE_OF_UINT8 - zero_point)
-
-
-def _encoder(parts: LinearParts) -> StaticEncoder | TokenEncoder:
-    inputs = parts.scheme.inputs
-    if inputs is None:
-        raise ValueError("the scheme has no input quantizer")
-    step, zero_point = parts.input_step, parts.input_zero_point
-    if step is None:
-        return TokenEncoder(parts.transform, inputs.grid)
-    multiplier, offset = static_vectors(parts.transform, step, zero_point)
-    return StaticEncoder(multiplier, offset, inputs.grid, step, zero_point)
 
 
 def _static(encoder: StaticEncoder, product: Product, weight: Int8Weight, bias: torch.Tensor | None) -> StaticExecution:

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from channelwise.numerics.inputs import static_codes, static_vectors, token_codes
 from channelwise.numerics.quantizer import Parameters, decode
 from channelwise.numerics.transform import ChannelTransform
+from channelwise.runtime.encoding import encoder_of
 from channelwise.runtime.execution import Execution, LinearParts, prepare
 from channelwise.runtime.layout import buffer_layout, fitted
 from channelwise.runtime.packing import pack, unpack
@@ -149,16 +149,12 @@ class QuantizedLinear(nn.Module):
         return text if inputs is None else f"{text}, inputs={inputs.grid} {inputs.kind}"
 
     def _decoded_input(self, x: torch.Tensor) -> torch.Tensor:
-        inputs = self.scheme.inputs
-        if inputs is None:
+        encoder = encoder_of(self.scheme.inputs, self.transform, self.input_step, self.input_zero_point)
+        if encoder is None:
             return self.transform.apply(x.float()).double()
-        step, zero_point = self.input_step, self.input_zero_point
-        if step is None:
-            codes, step, zero_point = token_codes(x, self.transform, inputs.grid)
-        else:
-            codes = static_codes(x, *static_vectors(self.transform, step, zero_point), inputs.grid)
-        values = codes.double() if zero_point is None else codes.double() - zero_point.double()
-        return values * step.double()
+        inputs = encoder(x)
+        codes = inputs.codes.double()
+        return (codes if inputs.zero_point is None else codes - inputs.zero_point.double()) * inputs.step.double()
 
     def _execution(self) -> Execution:
         buffers = tuple(self._buffers.values())
