@@ -1,6 +1,4 @@
 # make install | test | demo | lint | clean.  Needs Python 3.11 or newer and make; everything else goes into .venv.
-# PyPI's torch for Linux brings CUDA along; a machine without a GPU installs much less with
-#   PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make install
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from channelwise.checkpoint.loader import load_checkpoint
+from channelwise.checkpoint.loader import is_checkpoint, load_checkpoint
 from channelwise.checkpoint.writer import check_output, save_checkpoint
 from channelwise.engine.plan import WalkRecord
 from channelwise.engine.walk import check_plan, quantize_model
@@ -20,6 +20,7 @@ from channelwise.evaluation.outliers import SiteOutliers, find_outliers
 from channelwise.evaluation.sizes import Sizes, model_sizes
 from channelwise.model.batches import Batch, Data, accepted, calibration_batches, length_limit, window_length
 from channelwise.model.blocks import find_blocks
+from channelwise.model.experts import unfuse_experts
 from channelwise.model.loading import load_model
 from channelwise.model.texts import read_texts
 from channelwise.recipe import CalibrationRecipe, Recipe, load_recipe
@@ -75,7 +76,7 @@ def quantize(
     if output is not None:
         check_output(Path(output), overwrite)
     readable = _read(data)
-    loaded, tokenizer = _opened(model, tokenizer, device)
+    loaded, tokenizer = _opened_to_quantize(model, tokenizer, device)
     check_plan(loaded, find_blocks(loaded), plan)
     batches = _calibration(loaded, tokenizer, readable, chosen.calibration, samples, length, seed)
     before = model_sizes(loaded)
@@ -147,7 +148,7 @@ def compare(
     """
     chosen = _distinct([load_recipe(recipe) for recipe in recipes])
     readable = _read(data)
-    loaded, tokenizer = _opened(model, tokenizer, device)
+    loaded, tokenizer = _opened_to_quantize(model, tokenizer, device)
     questions = prepare(loaded, tokenizer, perplexity=perplexity, length=perplexity_length, embeddings=embeddings)
     for recipe in chosen.values():
         check_plan(loaded, find_blocks(loaded), recipe.to_plan())
@@ -181,7 +182,7 @@ def inspect(
     samples: None takes 32. length: tokens of a sample, None takes 512 or the model's limit. Raises InputError.
     """
     readable = _read(data)
-    loaded, tokenizer = _opened(model, tokenizer, device)
+    loaded, tokenizer = _opened_to_quantize(model, tokenizer, device)
     sampling = CalibrationRecipe(samples=INSPECTED_SAMPLES)
     return find_outliers(loaded, _calibration(loaded, tokenizer, readable, sampling, samples, length, seed), progress)
 
@@ -265,6 +266,13 @@ def _calibration(
     return [accepted(model, batch) for batch in batches]
 
 
+def _opened_to_quantize(model: ModelSource, tokenizer: Any, device: str) -> tuple[torch.nn.Module, Any]:
+    """The floating-point model with every expert a module of its own, and its tokenizer."""
+    loaded, tokenizer = _opened(model, tokenizer, device)
+    unfuse_experts(loaded)
+    return loaded, tokenizer
+
+
 def _opened(
     model: ModelSource, tokenizer: Any, device: str, *, allow_quantized: bool = False
 ) -> tuple[torch.nn.Module, Any]:
@@ -272,7 +280,10 @@ def _opened(
     place = _device(device)
     if isinstance(model, torch.nn.Module):
         return model.to(place).eval(), tokenizer
-    loaded, own = load_model(str(model), allow_quantized=allow_quantized)
+    if allow_quantized and is_checkpoint(Path(model)):
+        loaded, own = load_checkpoint(Path(model))
+    else:
+        loaded, own = load_model(model, allow_quantized=allow_quantized)
     return loaded.to(place).eval(), own if tokenizer is None else tokenizer
 
 

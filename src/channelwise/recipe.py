@@ -92,7 +92,7 @@ class CalibrationRecipe(_Strict):
 
 
 class Recipe(_Strict):
-    """A whole recipe. `stream` sites read the residual stream (q,k,v; fc1; gate,up), `inner` ones do not (out; down)."""
+    """A recipe. `stream` sites read the residual stream (q,k,v; fc1; gate,up), `inner` ones do not (out; down)."""
 
     name: str
     summary: str

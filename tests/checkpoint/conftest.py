@@ -1,19 +1,23 @@
-"""Checkpoints of tiny models, and no network."""
+"""Checkpoints of tiny models, without network and on one thread, as waiting for a second takes longer."""
 
-import sys
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent))
-
 from channelwise.checkpoint.plugin import register
 from channelwise.checkpoint.writer import save_checkpoint
+from tests.checkpoint.tiny import Save
 
-Save = Callable[..., Path]
+
+@pytest.fixture(autouse=True, scope="package")
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(autouse=True)

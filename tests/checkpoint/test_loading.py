@@ -6,15 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import transformers
-from conftest import Save
 from safetensors.torch import load_file, save_file
 
-from channelwise.checkpoint.format import from_config
+from channelwise.checkpoint.format import CheckpointFormat, from_config, to_config
 from channelwise.checkpoint.loader import load_checkpoint
 from channelwise.checkpoint.plugin import register
 from channelwise.errors import InputError
+from tests.checkpoint import tiny
+from tests.checkpoint.tiny import Save
 
 
 def _refused(folder: Path, *texts: str) -> None:
@@ -105,9 +105,9 @@ def test_registering_twice_is_harmless() -> None:
     register()
 
 
-@pytest.mark.parametrize("missing", ["linears", "recipe", "unfused_experts"])
+@pytest.mark.parametrize("missing", ["linears", "recipe", "unfused_experts", "attention_bits"])
 def test_format_names_what_is_missing(missing: str) -> None:
-    config = {"quant_method": "channelwise", "format_version": 1, "recipe": {}, "linears": [], "unfused_experts": []}
+    config = to_config(CheckpointFormat({}))
     del config[missing]
     with pytest.raises(InputError, match=missing):
         from_config(config, "x/config.json")

@@ -6,15 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import torch
 import transformers
-from conftest import Save
 from safetensors import safe_open
 
 from channelwise.checkpoint import shards, writer
 from channelwise.checkpoint.loader import is_checkpoint, load_checkpoint
+from channelwise.model.attention import use_quantized_attention
 from channelwise.runtime.linear import QuantizedLinear
+from tests.checkpoint import tiny
+from tests.checkpoint.tiny import Save
 
 
 @pytest.mark.parametrize("name", sorted(tiny.MODELS))
@@ -120,6 +121,16 @@ def test_generates(save: Save) -> None:
     loaded, _ = load_checkpoint(save(tiny.quantize(tiny.llama())))
     tokens = loaded.generate(torch.tensor([[1, 2, 3]]), max_new_tokens=4, do_sample=False, pad_token_id=0)
     assert tokens.shape == (1, 7)
+
+
+def test_quantized_attention_comes_back(save: Save) -> None:
+    model = tiny.quantize(tiny.llama())
+    floating = tiny.outputs(model)
+    use_quantized_attention(model, 4)
+    folder = save(model, recipe={"name": "by-hand", "attention_bits": 4})
+    expected = tiny.outputs(model)
+    assert not torch.equal(expected, floating)
+    assert torch.equal(tiny.outputs(load_checkpoint(folder)[0]), expected)
 
 
 def test_config_is_grouped_by_scheme(save: Save) -> None:

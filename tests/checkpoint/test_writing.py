@@ -7,17 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import tokenizers
 import torch
 import transformers
-from conftest import Save
 from safetensors import SafetensorError
 
 from channelwise.checkpoint import shards, writer
 from channelwise.checkpoint.loader import load_checkpoint
 from channelwise.checkpoint.writer import check_output, save_checkpoint
 from channelwise.errors import InputError
+from tests.checkpoint import tiny
+from tests.checkpoint.tiny import Save
 
 
 def _raises(error: BaseException) -> Callable[..., None]:

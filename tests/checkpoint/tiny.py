@@ -1,6 +1,7 @@
 """Tiny random transformers models, quantized by hand: min-max parameters, no method."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +14,9 @@ from channelwise.numerics.quantizer import encode, parameters_of
 from channelwise.numerics.transform import ChannelTransform
 from channelwise.runtime.linear import QuantizedLinear
 from channelwise.runtime.scheme import InputScheme, LinearScheme, WeightScheme
+
+Save = Callable[..., Path]
+"""The fixture `save`: a model to the directory of its checkpoint."""
 
 
 def llama(**more: Any) -> Any:

@@ -12,8 +12,8 @@ from channelwise.engine.walk import quantize_model
 from channelwise.errors import InputError, NumericalError
 from channelwise.methods import NoTransform, OutlierSuppressionPlus, OutlierTune
 from channelwise.methods.site import ChannelStatistics
-from channelwise.model.calls import capture_calls
 from channelwise.model.blocks import find_blocks
+from channelwise.model.calls import capture_calls
 from channelwise.model.sites import discover_sites
 from channelwise.numerics.granularity import ROW, Granularity
 from channelwise.numerics.grids import IntegerGrid
@@ -38,7 +38,7 @@ def tiny_llama() -> LlamaForCausalLM:
     return model
 
 
-def plan(bits: int = 8, method=OutlierTune(), kind: str = "static", **others) -> Plan:  # noqa: ANN001, ANN003, B008
+def plan(bits: int = 8, method=OutlierTune(), kind: str = "static", **others) -> Plan:  # noqa: B008
     inputs = InputScheme(IntegerGrid(bits), kind)
     site = SitePlan(method, inputs)
     inner = SitePlan(NoTransform(), InputScheme(IntegerGrid(bits), "token"))
@@ -180,8 +180,10 @@ def test_the_loss_of_a_single_layer_is_that_of_its_output() -> None:
     with torch.no_grad():
         loss = down.loss(transform)
         layer = down.block.mlp.down_proj
-        run, x, targets = down._targets[0]
+        _, x, targets = down._targets[0]
         exact = torch.nn.functional.linear(x.float(), layer.weight)
-        given = torch.nn.functional.linear(down._quantized_input(transform, x), down._quantized_weight(transform, layer.weight))
+        given = torch.nn.functional.linear(
+            down._quantized_input(transform, x), down._quantized_weight(transform, layer.weight)
+        )
     assert torch.equal(targets[0], exact)
     assert loss == pytest.approx(float((given - exact).square().sum(dim=-1).mean()), rel=1e-5)

@@ -15,11 +15,11 @@ from channelwise.numerics.transform import ChannelTransform
 
 @dataclass(frozen=True)
 class TensorSite:
-    """Inputs [samples, tokens, channels] and weights [out_features, channels]; the loss is that of the linear outputs."""
+    """Inputs [samples, tokens, channels] and weights [out_features, channels]; the loss is that of their outputs."""
 
     x: torch.Tensor
     weights: Sequence[torch.Tensor]
-    input_grid: IntegerGrid | None = IntegerGrid(8)
+    input_grid: IntegerGrid
 
     @property
     def statistics(self) -> ChannelStatistics:

@@ -36,7 +36,7 @@ def test_codes_are_those_of_explicit_per_channel_quantization(seed: int) -> None
     steps = site.statistics.absolute_maximum_around(site.statistics.center).double() / site.input_grid.highest
     exact = (site.x.double() - center) / steps
     codes = codes_of(site, OutlierTune())
-    # The folded form rounds x·a + c in float32; codes may differ only where the exact value is a tie within that rounding.
+    # The folded form rounds x·a + c in float32; codes may differ only at ties within that rounding.
     assert float((codes - exact).abs().amax()) <= 0.5 + 1e-4
 
 
@@ -53,7 +53,9 @@ def test_equals_smoothquant_with_alpha_one_when_nothing_is_shifted(seed: int) ->
 @given(SEEDS)
 def test_codes_do_not_change_under_a_diagonal_rescaling_of_the_channels(seed: int) -> None:
     site = outlier_site(seed)
-    powers = torch.exp2(torch.randint(-6, 7, (site.x.shape[-1],), generator=torch.Generator().manual_seed(seed)).float())
+    powers = torch.exp2(
+        torch.randint(-6, 7, (site.x.shape[-1],), generator=torch.Generator().manual_seed(seed)).float()
+    )
     rescaled = TensorSite(site.x * powers, [w / powers for w in site.weights], site.input_grid)
     assert torch.equal(codes_of(site, OutlierTune()), codes_of(rescaled, OutlierTune()))
 

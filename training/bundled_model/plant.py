@@ -43,7 +43,7 @@ def recorded_maxima(model: LlamaForCausalLM) -> Iterator[dict[str, torch.Tensor]
     """Fills a dictionary with the channel maxima of |x| at every site while the model runs."""
     maxima: dict[str, torch.Tensor] = {}
 
-    def hook(name: str):  # noqa: ANN202
+    def hook(name: str):
         def record(module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
             largest = args[0].abs().flatten(0, -2).amax(dim=0).double()
             maxima[name] = torch.maximum(maxima.get(name, torch.zeros_like(largest)), largest)
@@ -77,7 +77,9 @@ def factors(own: torch.Tensor, profile: torch.Tensor, generator: torch.Generator
 
 
 @torch.no_grad()
-def plant(model: LlamaForCausalLM, maxima: dict[str, torch.Tensor], profile: dict[str, torch.Tensor], seed: int) -> None:
+def plant(
+    model: LlamaForCausalLM, maxima: dict[str, torch.Tensor], profile: dict[str, torch.Tensor], seed: int
+) -> None:
     """Rescales all four sites of every block."""
     generator = torch.Generator().manual_seed(seed)
     heads, shared = model.config.num_attention_heads, model.config.num_key_value_heads

@@ -16,11 +16,13 @@ class CheckpointFormat:
 
     schemes: full module name to scheme. recipe: what the model was quantized by, as data.
     unfused_experts: names of the modules whose fused expert weights were taken apart into linear layers.
+    attention_bits: width of the inputs of the attention's two matrix products, None for floating point.
     """
 
     schemes: dict[str, LinearScheme]
     recipe: dict[str, Any] = field(default_factory=dict)
     unfused_experts: tuple[str, ...] = ()
+    attention_bits: int | None = None
 
 
 def to_config(data: CheckpointFormat) -> dict[str, Any]:
@@ -34,6 +36,7 @@ def to_config(data: CheckpointFormat) -> dict[str, Any]:
         "recipe": data.recipe,
         "linears": [{"scheme": scheme_to_dict(scheme), "modules": names} for scheme, names in groups.items()],
         "unfused_experts": list(data.unfused_experts),
+        "attention_bits": data.attention_bits,
     }
 
 
@@ -53,7 +56,8 @@ def from_config(config: dict[str, Any], where: str) -> CheckpointFormat:
             for scheme in [scheme_from_dict(group["scheme"])]
             for name in group["modules"]
         }
-        return CheckpointFormat(schemes, dict(config["recipe"]), tuple(config["unfused_experts"]))
+        experts, bits = tuple(config["unfused_experts"]), config["attention_bits"]
+        return CheckpointFormat(schemes, dict(config["recipe"]), experts, bits)
     except (KeyError, TypeError, ValueError) as error:
         problem = f"no entry {error}" if isinstance(error, KeyError) else str(error)
         raise InputError(f"{where} has a damaged quantization_config ({problem}): quantize the model again") from error

@@ -41,6 +41,14 @@ class ChannelwiseQuantizer(HfQuantizer):
         apply_format(model, self.quantization_config.format)
         return model
 
+    def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
+        from channelwise.model.attention import use_quantized_attention
+
+        bits = self.quantization_config.format.attention_bits
+        if bits is not None:
+            use_quantized_attention(model, bits)
+        return model
+
     def update_weight_conversions(self, weight_conversions: list[Any], model: nn.Module) -> list[Any]:
         """None: a channelwise checkpoint has the names of the loaded model, so nothing is renamed or merged."""
         return []

@@ -81,7 +81,7 @@ def format_of(model: torch.nn.Module, recipe: dict[str, Any]) -> CheckpointForma
     modules = dict(model.named_modules())
     schemes = {name: module.scheme for name, module in modules.items() if isinstance(module, QuantizedLinear)}
     experts = tuple(name for name, module in modules.items() if isinstance(module, UnfusedExperts))
-    return CheckpointFormat(schemes, recipe, experts)
+    return CheckpointFormat(schemes, recipe, experts, recipe.get("attention_bits"))
 
 
 def _write_config(model: Any, folder: Path, recipe: dict[str, Any]) -> None:

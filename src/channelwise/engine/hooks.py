@@ -1,7 +1,7 @@
 """Looking into a running module: captured inputs, early stops, stand-ins for a layer's computation."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from torch import nn
 InputObserver = Callable[[str, torch.Tensor], None]
 
 
-class _Stop(Exception):
+class _SeenEnough(Exception):  # noqa: N818 (it is no error: it ends a run early)
     """Ends a forward pass once everything that was wanted has been seen."""
 
 
@@ -40,13 +40,10 @@ def run_until_seen(run: Callable[[], Any], root: nn.Module, names: Sequence[str]
         observer(name, x)
         missing.discard(name)
         if not missing:
-            raise _Stop
+            raise _SeenEnough
 
-    with observed_inputs(root, names, observe):
-        try:
-            run()
-        except _Stop:
-            pass
+    with observed_inputs(root, names, observe), suppress(_SeenEnough):
+        run()
 
 
 @contextmanager
@@ -55,26 +52,23 @@ def stand_ins(root: nn.Module, forwards: dict[str, Callable[[torch.Tensor], torc
     with ExitStack() as stack:
         for name, forward in forwards.items():
             module = root.get_submodule(name)
-            module.forward = forward  # type: ignore[method-assign, assignment]
+            module.forward = forward
             stack.callback(delattr, module, "forward")
         yield
 
 
-def captured_call(
-    run: Callable[[], Any], root: nn.Module, name: str
-) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+def captured_call(run: Callable[[], Any], root: nn.Module, name: str) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
     """The arguments with which the named module ("" for the root) is called first; None if it never is."""
     found: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
 
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         found.append((args, kwargs))
-        raise _Stop
+        raise _SeenEnough
 
     handle = root.get_submodule(name).register_forward_pre_hook(hook, with_kwargs=True)
     try:
-        run()
-    except _Stop:
-        pass
+        with suppress(_SeenEnough):
+            run()
     finally:
         handle.remove()
     return found[0] if found else None

@@ -14,12 +14,12 @@ from channelwise.engine.quantize import quantize_linear
 from channelwise.engine.statistics import StatisticsBuilder
 from channelwise.errors import InputError, NumericalError
 from channelwise.methods.site import ChannelStatistics, Choice
+from channelwise.model.attention import use_quantized_attention
 from channelwise.model.blocks import BlockList, find_blocks
 from channelwise.model.calls import BlockCall, capture_calls
 from channelwise.model.linears import is_linear, replace_module, weight_matrix
 from channelwise.model.sites import Site, discover_sites
 from channelwise.numerics.transform import ChannelTransform
-from channelwise.runtime.attention import use_quantized_attention
 from channelwise.runtime.scheme import InputScheme, LinearScheme
 
 Batch = dict[str, torch.Tensor]
@@ -69,7 +69,9 @@ def check_plan(model: nn.Module, blocks: BlockList, plan: Plan) -> None:
             rows, columns = weight_matrix(module).shape
             along = rows if plan.weights.granularity.kind == "column_group" else columns
             if size is not None and size > along:
-                raise InputError(f"{full}: groups of {size} do not fit its {along} channels; choose a smaller group_size")
+                raise InputError(
+                    f"{full}: groups of {size} do not fit its {along} channels; choose a smaller group_size"
+                )
     if total == 0:
         raise InputError("the recipe's `exclude` leaves no linear layer to quantize; exclude less")
 
@@ -141,9 +143,7 @@ class _Walker:
         for linear in site.linears:
             if self.plan.excludes(f"{name}.{linear}"):
                 continue
-            quantized = quantize_linear(
-                block.get_submodule(linear), transform, statistics, self.plan.weights, inputs
-            )
+            quantized = quantize_linear(block.get_submodule(linear), transform, statistics, self.plan.weights, inputs)
             _check_layer(quantized.weight_scale, quantized.scheme, f"{name}.{linear}")
             replace_module(block, linear, quantized)
 

@@ -30,7 +30,7 @@ class OutlierSuppressionPlus:
 
     def choose(self, site: SiteView) -> Choice:
         """The shift, then the threshold with the least change of the output."""
-        shifts = {
+        shifts: list[torch.Tensor | None] = {
             "always": [site.statistics.center],
             "never": [None],
             "search": [None, site.statistics.center],

@@ -10,7 +10,7 @@ from channelwise.methods.site import ChannelStatistics, Choice, SiteView, positi
 from channelwise.numerics.transform import ChannelTransform
 
 SMALLEST_SHARE = 2.0**-23
-"""ε: a channel's step is at least this share of the largest channel's, so that a dead channel's is a positive number."""
+"""ε: a channel's step is at least this share of the largest channel's, so a dead channel's is a positive number."""
 
 
 @dataclass(frozen=True, config=OPTIONS)

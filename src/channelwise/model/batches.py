@@ -116,14 +116,15 @@ def vocabulary_size(model: torch.nn.Module) -> int | None:
 
 
 def check_vocabulary(batches: Sequence[Batch], model: torch.nn.Module, source: str) -> None:
-    """Raises InputError where a token id lies beyond the model's vocabulary."""
+    """Raises InputError where a token id of {input_ids} lies beyond the model's vocabulary."""
     size = vocabulary_size(model)
-    largest = max((int(batch["input_ids"].max()) for batch in batches if "input_ids" in batch), default=-1)
-    if size is not None and largest >= size:
-        raise InputError(
-            f"the tokenizer does not belong to the model: {source} gives token id {largest}, the model's vocabulary "
-            f"has {size} entries; put the model's own tokenizer beside it"
-        )
+    found = [id for batch in batches for id in batch["input_ids"].aminmax()] if size is not None else []
+    for token in map(int, found):
+        if not 0 <= token < (size or 0):
+            raise InputError(
+                f"the tokenizer does not belong to the model: {source} gives token id {token}, the model's vocabulary "
+                f"has {size} entries; put the model's own tokenizer beside it"
+            )
 
 
 def accepted(model: torch.nn.Module, batch: Batch) -> Batch:

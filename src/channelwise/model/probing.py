@@ -21,13 +21,15 @@ CHANGE_TOLERANCE = 1e-12
 class Trace:
     """What watched modules saw in one run: per module the inputs and outputs of its calls, and the block's output.
 
-    Both are copies, for blocks that compute in place. held: the inputs themselves, to compare where they lie in memory.
+    Both are copies, for blocks that compute in place. places: where each input lay in memory; held: the inputs
+    themselves, so that no place is used twice.
     live: modules that could not be frozen, because they got another number of tokens than before (experts).
     """
 
     inputs: dict[str, list[torch.Tensor]] = field(default_factory=dict)
     outputs: dict[str, list[torch.Tensor]] = field(default_factory=dict)
-    held: dict[str, list[torch.Tensor]] = field(default_factory=dict)
+    places: dict[str, list[tuple[object, ...]]] = field(default_factory=dict)
+    held: list[torch.Tensor] = field(default_factory=list)
     live: set[str] = field(default_factory=set)
     result: torch.Tensor = field(default_factory=lambda: torch.empty(0))
 
@@ -74,7 +76,8 @@ class Probe:
             inputs = trace.inputs.setdefault(name, [])
             index = len(inputs)
             inputs.append(x.detach().clone())
-            trace.held.setdefault(name, []).append(x.detach())
+            trace.held.append(x.detach())
+            trace.places.setdefault(name, []).append(_place(x))
             if name in undo:
                 x = undo[name](x)
             before = frozen.inputs.get(name, []) if frozen is not None else []
@@ -120,6 +123,23 @@ def noise_like(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     noise = torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x.device, x.dtype)
     spread = x.std(correction=0) if x.numel() else x.new_zeros(())
     return noise * torch.where(spread > 0, spread, torch.ones_like(spread))
+
+
+def waking_noise(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Noise to take the place of an output: every channel is positive at even tokens and negative at odd ones.
+
+    So no ReLU behind it is dead, however few tokens there are and wherever the channel's own values lie.
+    """
+    noise = noise_like(x, generator).abs()
+    noise.reshape(-1, x.shape[-1])[1::2] *= -1.0
+    return noise
+
+
+def _place(x: torch.Tensor) -> tuple[object, ...]:
+    """Where a tensor lies in memory, as rows of channels, and how often it had been written to."""
+    layout: tuple[int, ...] = (x.shape[-1],) if x.is_contiguous() else (*x.shape, *x.stride())
+    version = 0 if x.is_inference() else x._version
+    return (x.data_ptr(), x.dtype, x.numel(), version, *layout)
 
 
 def _first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[torch.Tensor, tuple[Any, ...], dict[str, Any]]:

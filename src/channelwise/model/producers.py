@@ -10,11 +10,12 @@ import torch
 from torch import nn
 
 from channelwise.model.calls import BlockCall
+from channelwise.model.disturbance import Disturbance, change_at, undone
 from channelwise.model.experts import sibling_prefixes
 from channelwise.model.linears import is_linear
-from channelwise.model.matching import distinct_numbers, match_channels, subsets
+from channelwise.model.matching import distinct_numbers, subsets
 from channelwise.model.norms import norm_kind
-from channelwise.model.probing import Change, Probe, Trace, changed_modules, differs, noise_like
+from channelwise.model.probing import Change, Probe, Trace, changed_modules, differs, waking_noise
 from channelwise.model.sites import Site
 
 PROOF_TOLERANCE = 1e-9
@@ -57,23 +58,6 @@ def prove_folds(block: nn.Module, sites: tuple[Site, ...], call: BlockCall) -> t
 
 
 @dataclass(frozen=True)
-class _Disturbance:
-    """Two frozen runs, without and with the numbers at a producer's output, and which modules' inputs differ."""
-
-    before: Trace
-    after: Trace
-    changed: tuple[str, ...]
-
-    def match(self, site: Site, numbers: torch.Tensor, scale: bool) -> torch.Tensor | None:
-        """The site's channels among the numbers, as `match_channels`."""
-        old, new = (
-            torch.cat([x.reshape(-1, site.channels) for x in trace.inputs[site.name]])
-            for trace in (self.before, self.after)
-        )
-        return match_channels(old, new, numbers, scale)
-
-
-@dataclass(frozen=True)
 class _Prober:
     probe: Probe
     sites: tuple[Site, ...]
@@ -102,22 +86,21 @@ class _Prober:
             return [_refused(name, producer, channels, UNDO_FAILS) for name, channels in complete.items()]
         return [Fold(name, producer, channels, True, shift, "") for name, channels in complete.items()]
 
-    def _disturb(self, producer: str, image: torch.Tensor, numbers: torch.Tensor, scale: bool) -> _Disturbance:
-        noise = [noise_like(y, self.generator) for y in self.probe.recorded.outputs[producer]]
+    def _disturb(self, producer: str, image: torch.Tensor, numbers: torch.Tensor, scale: bool) -> Disturbance:
+        noise = [waking_noise(y, self.generator) for y in self.probe.recorded.outputs[producer]]
 
         def run(change: Change) -> Trace:
-            # Noise wakes channels that are dead in this batch (ReLU) and gives every one both signs.
             waiting = iter(noise)
-            return self.probe.run(changes={producer: lambda y: change(y + next(waiting))}, frozen=self.probe.recorded)
+            return self.probe.run(changes={producer: lambda y: change(next(waiting))}, frozen=self.probe.recorded)
 
-        before, after = run(lambda y: y), run(_change_at(image, numbers, scale))
+        before, after = run(lambda y: y), run(change_at(image, numbers, scale))
         readers = [name for name in self.probe.recorded.inputs if name != producer]
-        return _Disturbance(before, after, tuple(changed_modules(before, after, readers)))
+        return Disturbance(before, after, tuple(changed_modules(before, after, readers)))
 
-    def _reached(self, disturbed: _Disturbance) -> list[Site]:
+    def _reached(self, disturbed: Disturbance) -> list[Site]:
         return [site for site in self.sites if site.name in disturbed.changed]
 
-    def _other_reader(self, disturbed: _Disturbance) -> str:
+    def _other_reader(self, disturbed: Disturbance) -> str:
         """Who reads the producer's output besides linear layers, or "" if nobody does."""
         if differs(disturbed.before.result, disturbed.after.result):
             return "a residual or a router reads it too (the block's output changes with it)"
@@ -159,30 +142,15 @@ class _Prober:
         factors = distinct_numbers(count, self.generator)
         offsets = distinct_numbers(count, self.generator) if shift else torch.zeros(count, dtype=torch.float64)
         image = torch.cat(list(maps.values())).unique()
-        scaled, moved = _change_at(image, factors[image], True), _change_at(image, offsets[image], False)
+        scaled, moved = change_at(image, factors[image], True), change_at(image, offsets[image], False)
         undo: dict[str, Change] = {}
         for site in self.sites:
             if site.name in maps:
                 channels = maps[site.name]
-                undo |= dict.fromkeys(site.linears, _undone(factors[channels], offsets[channels]))
+                undo |= dict.fromkeys(site.linears, undone(factors[channels], offsets[channels]))
         result = self.probe.run(changes={producer: lambda y: moved(scaled(y))}, undo=undo).result
         expected = self.probe.recorded.result
         return bool((result - expected).abs().max() <= PROOF_TOLERANCE * expected.abs().max())
-
-
-def _change_at(image: torch.Tensor, numbers: torch.Tensor, scale: bool) -> Change:
-    """A function that multiplies (or offsets) the image channels of its argument by the numbers."""
-
-    def change(y: torch.Tensor) -> torch.Tensor:
-        vector = torch.full(y.shape[-1:], 1.0 if scale else 0.0, dtype=y.dtype, device=y.device)
-        vector[image.to(y.device)] = numbers.to(y)
-        return y * vector if scale else y + vector
-
-    return change
-
-
-def _undone(factors: torch.Tensor, offsets: torch.Tensor) -> Change:
-    return lambda x: (x - offsets.to(x)) / factors.to(x)
 
 
 def _complete(maps: dict[str, torch.Tensor | None]) -> dict[str, torch.Tensor]:

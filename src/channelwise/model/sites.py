@@ -69,16 +69,9 @@ def discover_sites(block: nn.Module, call: BlockCall) -> tuple[Site, ...]:
 def _same_input_groups(trace: Trace) -> dict[str, tuple[str, ...]]:
     """Layers by input tensor, {first layer: layers}; views of one tensor as other rows of channels are the same."""
     groups: dict[tuple[object, ...], list[str]] = {}
-    for name, inputs in trace.held.items():
-        key = tuple(_place(x) for x in inputs)
-        groups.setdefault(key, []).append(name)
+    for name, places in trace.places.items():
+        groups.setdefault(tuple(places), []).append(name)
     return {names[0]: tuple(names) for names in groups.values()}
-
-
-def _place(x: torch.Tensor) -> tuple[object, ...]:
-    """Where a tensor lies in memory, as rows of channels."""
-    layout: tuple[int, ...] = (x.shape[-1],) if x.is_contiguous() else (*x.shape, *x.stride())
-    return (x.data_ptr(), x.dtype, x.numel(), *layout)
 
 
 def _edges(probe: Probe, groups: dict[str, tuple[str, ...]], generator: torch.Generator) -> dict[str, tuple[str, ...]]:

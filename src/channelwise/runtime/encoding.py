@@ -65,7 +65,7 @@ def encoder_of(
     step: torch.Tensor | None,
     zero_point: torch.Tensor | None,
 ) -> StaticEncoder | TokenEncoder | None:
-    """The quantizer of an input scheme; None where inputs stay in floating point. step, zero_point: of static inputs."""
+    """The quantizer of an input scheme, None for inputs in floating point; step and zero_point are of static ones."""
     if inputs is None:
         return None
     if step is None:

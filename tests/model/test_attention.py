@@ -5,7 +5,7 @@ import torch
 from transformers import BertConfig, BertModel, BloomConfig, BloomModel, LlamaConfig, LlamaForCausalLM
 
 from channelwise.errors import InputError
-from channelwise.runtime.attention import quantized_attention, use_quantized_attention
+from channelwise.model.attention import quantized_attention, use_quantized_attention
 
 
 def tiny_llama() -> LlamaForCausalLM:

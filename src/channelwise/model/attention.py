@@ -53,7 +53,7 @@ def quantized_attention(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """softmax(q kᵀ · scaling + mask) v with quantized q, k, v and probabilities, as transformers calls it.
 
-    query, key, value: [batch, heads, tokens, head channels], fewer key and value heads allowed. attention_mask: additive.
+    query, key, value: [batch, heads, tokens, head channels], fewer key and value heads allowed. attention_mask: added.
     Returns [batch, tokens, heads, head channels] and the probabilities [batch, heads, tokens, tokens].
     """
     if others.get("s_aux") is not None:

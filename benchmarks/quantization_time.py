@@ -1,0 +1,67 @@
+"""Quantization time in units of one floating-point forward pass over the same calibration set.
+
+    python benchmarks/quantization_time.py MODEL --data TEXT --recipes outliertune-w8a8,os-plus-w6a6
+
+Forward passes and quantization runs alternate, and the medians of both are compared, as machines are noisy.
+"""
+
+import argparse
+import copy
+import statistics
+import time
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from channelwise.engine.walk import quantize_model
+from channelwise.model.batches import accepted, calibration_batches, length_limit, window_length
+from channelwise.model.loading import load_model
+from channelwise.model.texts import read_texts
+from channelwise.recipe import load_recipe
+
+
+@torch.no_grad()
+def forward_seconds(model: torch.nn.Module, batches: list[dict[str, torch.Tensor]]) -> float:
+    """Wall time of one pass over all batches."""
+    started = time.perf_counter()
+    for batch in batches:
+        model(**batch)
+    return time.perf_counter() - started
+
+
+def main() -> None:
+    """Measures every recipe and prints one table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--recipes", default="outliertune-w8a8,os-plus-w8a8,os-plus-all-w6a6")
+    parser.add_argument("--runs", type=int, default=3)
+    arguments = parser.parse_args()
+    model, tokenizer = load_model(arguments.model)
+    texts = read_texts(arguments.data)
+    table = Table(title=f"{arguments.model}, {torch.get_num_threads()} threads, medians of {arguments.runs} runs")
+    for heading in ("recipe", "tokens", "forward s", "quantize s", "quantize / forward"):
+        table.add_column(heading, justify="left" if heading == "recipe" else "right")
+    for name in arguments.recipes.split(","):
+        recipe = load_recipe(name)
+        window = window_length(None, recipe.calibration.length, length_limit(model, tokenizer))
+        batches = [
+            accepted(model, batch)
+            for batch in calibration_batches(
+                texts, tokenizer, model, samples=recipe.calibration.samples, length=window, seed=0
+            )
+        ]
+        tokens = sum(batch["input_ids"].numel() for batch in batches)
+        forward_seconds(model, batches[:1])
+        forwards, walks = [], []
+        for _ in range(arguments.runs):
+            forwards.append(forward_seconds(model, batches))
+            walks.append(quantize_model(copy.deepcopy(model), batches, recipe.to_plan()).seconds)
+        forward, walk = statistics.median(forwards), statistics.median(walks)
+        table.add_row(name, f"{tokens:,}", f"{forward:.2f}", f"{walk:.2f}", f"{walk / forward:.1f}")
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()

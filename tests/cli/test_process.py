@@ -1,0 +1,57 @@
+"""The program as a process of its own: its start, its interruption, its exit status."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.cli import tiny
+
+PROGRAM = (sys.executable, "-m", "channelwise")
+
+
+@pytest.mark.parametrize("arguments", [(), ("--help",), ("quantize", "--help"), ("demo", "--help")])
+def test_help_does_not_import_torch(arguments: tuple[str, ...]) -> None:
+    code = (
+        "import sys; sys.argv = ['channelwise', *sys.argv[1:]]\n"
+        "from channelwise.cli import main\n"
+        "try:\n    main()\nfinally:\n    assert not {'torch', 'transformers', 'pydantic'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "Usage: channelwise" in done.stdout
+
+
+def test_importing_the_package_registers_the_plugin() -> None:
+    code = "import channelwise; from transformers.quantizers import auto; print(*auto.AUTO_QUANTIZER_MAPPING)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "channelwise" in done.stdout.split()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no SIGINT for one process")
+@pytest.mark.parametrize("moment", ["reading the calibration data", "block 3 of 24"])
+def test_ctrl_c_leaves_nothing_behind(tmp_path: Path, text: Path, moment: str) -> None:
+    model = tiny.saved(tiny.llama(num_hidden_layers=24), tiny.byte_tokenizer(), tmp_path / "deep")
+    before = sorted(tmp_path.rglob("*"))
+    arguments = ("quantize", model, "--recipe", "os-plus-w6a6", "--data", text, "--output", tmp_path / "out")
+    started = subprocess.Popen(
+        [*PROGRAM, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # a background shell ignores it
+    )
+    assert started.stderr is not None
+    for line in started.stderr:
+        if moment in line:
+            break
+    started.send_signal(signal.SIGINT)
+    stdout, stderr = started.communicate(timeout=60)
+    assert (started.returncode, stdout) == (130, "")
+    assert stderr.splitlines()[-1] == "interrupted; nothing was written"
+    assert "Traceback" not in stderr
+    assert sorted(tmp_path.rglob("*")) == before
