@@ -161,7 +161,9 @@ class TestOutputs:
         assert done.stderr.splitlines()[-1].startswith("error: no space left")
         assert sorted(tmp_path.iterdir()) == before
 
-    def test_overwrite_replaces_a_model(self, run: Callable[..., Run], llama: Path, text: Path, quantized: Path) -> None:
+    def test_overwrite_replaces_a_model(
+        self, run: Callable[..., Run], llama: Path, text: Path, quantized: Path
+    ) -> None:
         options = ("--recipe", "rtn-w6a6", "--data", text, "--output", quantized, "--samples", 2, "--overwrite")
         assert run("quantize", llama, *options).status == 0
         assert "rtn-w6a6" in (quantized / "config.json").read_text()

@@ -10,7 +10,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 
 POSITIONS = 64
 VOCABULARY = 320
-_WORDS = "the a cat dog house river sees hears under over red blue quick slow and then it was very far from home".split()
+XX
+    ["the", "a", "cat", "dog", "house", "river", "sees", "hears", "under", "over", "red", "blue", "quick", "slow", "and", "then", "it", "was", "very", "far", "from", "home"]
+)
 
 
 def sentences(count: int, seed: int = 0) -> list[str]:

@@ -30,12 +30,9 @@ class OutlierSuppressionPlus:
 
     def choose(self, site: SiteView) -> Choice:
         """The shift, then the threshold with the least change of the output."""
-        shifts: list[torch.Tensor | None] = {
-            "always": [site.statistics.center],
-            "never": [None],
-            "search": [None, site.statistics.center],
-        }[self.shift]
-        found = [self._search(site, shift) for shift in shifts]
+        center = site.statistics.center
+        shifts: dict[str, list[torch.Tensor | None]] = {"always": [center], "never": [None], "search": [None, center]}
+        found = [self._search(site, shift) for shift in shifts[self.shift]]
         return min(found, key=lambda choice: float(choice.notes["loss"]))
 
     def _search(self, site: SiteView, shift: torch.Tensor | None) -> Choice:

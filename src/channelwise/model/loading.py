@@ -1,6 +1,5 @@
 """Loading a model and its tokenizer, with everything that could be wrong with them found and told in one line."""
 
-import json
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
