@@ -1,6 +1,7 @@
 """Tiny models on disk, made on the spot: a Llama with a byte-level tokenizer of its own, and a BERT."""
 
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 
 POSITIONS = 64
 VOCABULARY = 320
-XX
-    ["the", "a", "cat", "dog", "house", "river", "sees", "hears", "under", "over", "red", "blue", "quick", "slow", "and", "then", "it", "was", "very", "far", "from", "home"]
-)
+_TEXT = "the a cat dog house river sees hears under over red blue quick slow and then it was very far from home"
+_WORDS = tuple(re.findall(r"\w+", _TEXT))
 
 
 def sentences(count: int, seed: int = 0) -> list[str]:
