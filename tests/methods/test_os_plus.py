@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from channelwise.methods.os_plus import OutlierSuppressionPlus, search_minimum, threshold_grid, threshold_scale
+from channelwise.methods.os_plus import STRIDES, OutlierSuppressionPlus, search_minimum, threshold_grid, threshold_scale
 from channelwise.methods.site import ChannelStatistics
 from channelwise.numerics.grids import IntegerGrid
 from channelwise.numerics.transform import ChannelTransform
@@ -104,8 +104,13 @@ def test_a_site_that_is_always_zero_is_left_alone() -> None:
     assert site.loss(transform) == 0
 
 
-def test_the_coarse_pass_looks_at_both_ends() -> None:
-    losses = search_minimum(lambda index: abs(index - 37.0), 100, 5)
-    assert {0, 99} <= set(losses)
-    assert min(losses, key=losses.__getitem__) == 37
-    assert len(losses) < 50
+def test_the_coarse_to_fine_search_finds_a_single_minimum_with_a_third_of_the_looks() -> None:
+    for place in range(100):
+        losses = search_minimum(lambda index, place=place: abs(index - place), 100, STRIDES)
+        assert {0, 99} <= set(losses)
+        assert min(losses, key=losses.__getitem__) == place
+        assert len(losses) <= 33
+
+
+def test_the_full_search_looks_everywhere() -> None:
+    assert set(search_minimum(float, 7, (1,))) == set(range(7))

@@ -1,6 +1,7 @@
 """Outlier Suppression+ (arXiv 2304.09145): channel-wise shift, and a scale with one searched threshold per site."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Annotated, Literal
 
 import torch
@@ -11,8 +12,8 @@ from channelwise.methods.options import OPTIONS
 from channelwise.methods.site import Choice, SiteView
 from channelwise.numerics.transform import ChannelTransform
 
-COARSE_STRIDE = 5
-"""The coarse pass looks at every fifth threshold, the fine pass at all between the neighbours of the best two."""
+STRIDES = (12, 4, 1)
+"""The first pass looks at every twelfth threshold, each further one closer around the best two so far."""
 
 
 @dataclass(frozen=True, config=OPTIONS)
@@ -20,7 +21,7 @@ class OutlierSuppressionPlus:
     """z_j = (max_j + min_j)/2 (eq. 4); s_j = max(1, max|X_j − z_j| / t) (eq. 8), t searched on the site's output.
 
     shift: `always`, `never`, or `search`: whichever has the lower loss. search: `full` looks at every threshold of the
-    grid, `coarse_to_fine` at about a third of them. steps: the size of the grid, from max|X − z| ("no scaling")
+    grid, `coarse_to_fine` at about a quarter of them. steps: the size of the grid, from max|X − z| ("no scaling")
     geometrically down to the smallest channel's maximum, below which all channels are equal and nothing changes.
     """
 
@@ -43,8 +44,8 @@ class OutlierSuppressionPlus:
         def loss(index: int) -> float:
             return site.loss(ChannelTransform(shift, threshold_scale(largest, thresholds[index])))
 
-        stride = COARSE_STRIDE if self.search == "coarse_to_fine" else 1
-        losses = search_minimum(loss, len(thresholds), stride)
+        strides = STRIDES if self.search == "coarse_to_fine" else (1,)
+        losses = search_minimum(loss, len(thresholds), strides)
         best = min(losses, key=lambda index: (losses[index], index))
         threshold = thresholds[best]
         notes: dict[str, float | str] = {
@@ -80,11 +81,15 @@ def threshold_grid(largest: torch.Tensor, steps: int) -> torch.Tensor:
     return grid.float()
 
 
-def search_minimum(loss: Callable[[int], float], size: int, stride: int) -> dict[int, float]:
-    """Losses at 0, stride, 2·stride, … and the last index, then at all between the neighbours of the best two."""
-    losses = {index: loss(index) for index in [*range(0, size - 1, stride), size - 1]}
-    for best in sorted(losses, key=losses.__getitem__)[:2]:
-        for index in range(max(0, best - stride + 1), min(size, best + stride)):
-            if index not in losses:
-                losses[index] = loss(index)
+def search_minimum(loss: Callable[[int], float], size: int, strides: Sequence[int]) -> dict[int, float]:
+    """Losses by index: every strides[0]-th and the last, then by each further stride around the best two so far.
+
+    The function need not be convex: the best of all that were looked at counts, index 0 always among them.
+    """
+    losses = {index: loss(index) for index in {*range(0, size, strides[0]), size - 1}}
+    for coarse, fine in pairwise(strides):
+        for best in sorted(losses, key=losses.__getitem__)[:2]:
+            for index in range(best - coarse + fine, best + coarse, fine):
+                if 0 <= index < size and index not in losses:
+                    losses[index] = loss(index)
     return losses
