@@ -44,7 +44,7 @@ def test_codes_are_those_of_explicit_per_channel_quantization(seed: int) -> None
 def test_equals_smoothquant_with_alpha_one_when_nothing_is_shifted(seed: int) -> None:
     site = outlier_site(seed)
     exact = site.x.double() / (site.statistics.absolute_maximum.double() / site.input_grid.highest)
-    # Codes up to 31 pass a few float32 roundings in different places: they may differ at ties within 31 · 4 · 2^-24 < 2^-16.
+    # Codes up to 31 pass a few float32 roundings in different places: they may differ at ties, to 2^-16.
     tie = ((exact - exact.floor()) - 0.5).abs() < 2**-16
     same = codes_of(site, OutlierTune(shift="none")) == codes_of(site, SmoothQuant(alpha=1.0))
     assert bool((same | tie).all())

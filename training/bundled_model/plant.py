@@ -5,8 +5,9 @@
 
 The profile holds, for every linear layer's input of OPT-1.3B, the channel maxima of |x| (`NAME.absmax`). A channel
 of a norm's output, of v or of up is multiplied by a power of two, and the weights that read it are divided by it: a
-power of two, as then not even bfloat16 rounds. So magnitudes are the profile's to within a factor of sqrt(2); which
-channel gets which is drawn at random. The output's channels have the profile's ratios to each other, not its unit.
+power of two, as then not even bfloat16 rounds. So magnitudes are the profile's to within a factor of sqrt(2), up to one
+unit per site. Which channel gets which is drawn at random behind the norms, whose own channels hardly differ; at the
+inputs of o and down, which have large channels of their own, the order of their sizes is kept.
 """
 
 import argparse
@@ -69,11 +70,22 @@ def sampled_profile(values: torch.Tensor, channels: int) -> torch.Tensor:
     return torch.cat([ordered[:KEPT_LARGEST], rest[places]])
 
 
-def factors(own: torch.Tensor, profile: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Powers of two that bring the channel maxima `own` to the profile's, in a random assignment, up to one unit."""
-    target = profile[torch.randperm(len(profile), generator=generator)]
+def factors(own: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Powers of two that bring the channel maxima `own` to `target`, up to one unit."""
     exponents = torch.log2(target / own.clamp(min=1e-6 * float(own.max())))
     return torch.exp2((exponents - exponents.median()).round())
+
+
+def in_random_order(values: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """The values, shuffled."""
+    return values[torch.randperm(len(values), generator=generator)]
+
+
+def in_order_of(own: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """The values so arranged that the largest stands where `own` is largest, and so on."""
+    arranged = torch.empty_like(values)
+    arranged[own.argsort(descending=True)] = values.sort(descending=True).values
+    return arranged
 
 
 @torch.no_grad()
@@ -90,7 +102,9 @@ def plant(
 
         def site_factors(site: str, own: torch.Tensor, source: int = source) -> torch.Tensor:
             values = profile[f"model.decoder.layers.{source}.{PROFILE_NAMES[site]}.absmax"]
-            return factors(own, sampled_profile(values, len(own)), generator)
+            sampled = sampled_profile(values, len(own))
+            behind_norm = site in ("self_attn.q_proj", "mlp.gate_proj")
+            return factors(own, in_random_order(sampled, generator) if behind_norm else in_order_of(own, sampled))
 
         own = {site: maxima[f"model.layers.{index}.{site}"] for site in PROFILE_NAMES}
         scale = site_factors("self_attn.q_proj", own["self_attn.q_proj"])
@@ -158,13 +172,15 @@ def main() -> None:
     with recorded_maxima(model) as maxima, torch.no_grad():
         for chunk in windows(calibration, tokenizer)[:64].split(8):
             model(chunk)
-    model.to(torch.bfloat16)
+    # Not model.to(bfloat16): that would round the rotary frequencies as well.
+    model = LlamaForCausalLM.from_pretrained(arguments.trained, dtype=torch.bfloat16).eval()
     plant(model, maxima, load_file(arguments.profile), arguments.seed)
-    after = perplexity(model.to(torch.float32), test_ids)
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(arguments.output)
+    planted = LlamaForCausalLM.from_pretrained(arguments.output, dtype=torch.float32).eval()
+    after = perplexity(planted, test_ids)
     record = json.loads((arguments.trained / "training.json").read_text())
     record |= {"perplexity_before_planting": before, "perplexity_after_planting": after, "window": WINDOW}
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    model.to(torch.bfloat16).save_pretrained(arguments.output)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(arguments.trained / name, arguments.output / name)
     (arguments.output / "calibration.txt").write_text(calibration, encoding="utf-8")

@@ -37,7 +37,7 @@ def model_config() -> LlamaConfig:
         num_hidden_layers=8,
         num_attention_heads=8,
         num_key_value_heads=4,
-        max_position_embeddings=512,
+        max_position_embeddings=WINDOW,
         rms_norm_eps=1e-5,
         tie_word_embeddings=True,
         bos_token_id=0,

@@ -48,7 +48,7 @@ def compare(
     quiet_libraries()
     from channelwise import api
     from channelwise.recipe import recipe_names
-    from channelwise.report.tables import comparison_table
+    from channelwise.report.tables import LEGEND, comparison_table
 
     names = recipe_names() if recipes == "all" else [name.strip() for name in recipes.split(",") if name.strip()]
     with reported_progress() as progress:
@@ -70,3 +70,4 @@ def compare(
         return
     console = results_console()
     console.print(comparison_table(results, console.width))
+    console.print(f"\n{LEGEND}", style="dim")

@@ -11,7 +11,7 @@ def demo(seed: Seed = 0, as_json: AsJson = False, debug: Debug = False) -> None:
     quiet_libraries()
     from channelwise.api import compare
     from channelwise.recipe import recipe_names
-    from channelwise.report.tables import comparison_table
+    from channelwise.report.tables import LEGEND, comparison_table
 
     with reported_progress() as progress:
         results = compare("demo", recipes=recipe_names(), data="demo", perplexity="demo", seed=seed, progress=progress)
@@ -20,3 +20,4 @@ def demo(seed: Seed = 0, as_json: AsJson = False, debug: Debug = False) -> None:
         return
     console = results_console()
     console.print(comparison_table(results, console.width))
+    console.print(f"\n{LEGEND}", style="dim")

@@ -16,10 +16,10 @@ def megabytes(count: int) -> str:
 
 
 def duration(seconds: float) -> str:
-    """`0.8 s`, `12 s`, `3 min 20 s`."""
+    """`0.8 s`, `12 s`, `200 s`, `12 min 5 s`."""
     if seconds < 9.95:
         return f"{seconds:.1f} s"
-    if seconds < 119.5:
+    if seconds < 599.5:
         return f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest} s"

@@ -1,9 +1,10 @@
 """Results as rich tables that keep their shape from 60 columns up."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rich import box
 from rich.table import Table
 from rich.text import Text
 
@@ -19,43 +20,66 @@ GOOD, FAIR = 1.01, 1.10
 
 @dataclass(frozen=True)
 class _Column:
-    """A heading, and how an entry of a model's results is shown; wide ones are left out of narrow terminals."""
+    """A heading, and how an entry of a model's results is shown. sacrifice: the higher, the sooner it is left out."""
 
     heading: str
     key: str
-    show: Any
-    wide: bool = False
+    show: Callable[[Any], str | Text]
+    sacrifice: int = 0
+
+
+def _bytes(value: int | None) -> str:
+    return MISSING if value is None else megabytes(value)
+
+
+def _time(value: float | None) -> str:
+    return MISSING if value is None else duration(value)
+
+
+def _ratio(value: float | None) -> Text:
+    """The perplexity over the floating-point one's, coloured by how much is lost."""
+    if value is None:
+        return Text(MISSING)
+    style = "green" if value <= GOOD else "yellow" if value <= FAIR else "red"
+    return Text(number(value, 4 if value < 10 else 1), style=style)
+
+
+def percent(share: float | None) -> str:
+    """`81.4 %`."""
+    return MISSING if share is None else f"{100 * share:.1f} %"
 
 
 _LANGUAGE = (
     _Column("perplexity", "perplexity", lambda value: number(value, 3)),
-    _Column("× FP", "perplexity_ratio", lambda value: _ratio(value)),
+    _Column("× FP", "perplexity_ratio", _ratio),
 )
 _EMBEDDINGS = (
     _Column("cosine", "cosine_mean", lambda value: number(value, 4)),
-    _Column("lowest", "cosine_min", lambda value: number(value, 4), wide=True),
-    _Column("probe", "probe_accuracy", lambda value: percent(value)),
+    _Column("lowest", "cosine_min", lambda value: number(value, 4), sacrifice=4),
+    _Column("probe", "probe_accuracy", percent, sacrifice=2),
 )
-_SIZE = (
-    _Column("size", "model_bytes", lambda value: MISSING if value is None else megabytes(value)),
-    _Column("bits", "bits_per_weight", lambda value: number(value, 2), wide=True),
+_ALWAYS = (
+    _Column("size", "model_bytes", _bytes, sacrifice=1),
+    _Column("bits", "bits_per_weight", lambda value: number(value, 2), sacrifice=3),
+    _Column("time", "quantize_seconds", _time),
 )
-_TIME = _Column("quantized in", "quantize_seconds", lambda value: MISSING if value is None else duration(value))
-_SHORT_TIME = _Column("time", "quantize_seconds", _TIME.show)
 
 
 def comparison_table(comparison: Mapping[str, Any], width: int) -> Table:
     """What `compare` returns: the floating-point model first, then a row for each recipe."""
-    floating: Results = comparison["fp"]
-    columns = _columns(floating, width)
+    rows: dict[str, Results] = {"floating point": comparison["fp"], **comparison["recipes"]}
+    columns = _fitting(_filled(comparison["fp"]), rows, width)
     table = plain_table(width)
     table.add_column("recipe", no_wrap=True)
     for column in columns:
         table.add_column(column.heading, justify="right", no_wrap=True)
-    table.add_row("floating point", *_cells(columns, floating), style="bold", end_section=True)
-    for name, results in comparison["recipes"].items():
-        table.add_row(name, *_cells(columns, results))
+    for index, (name, results) in enumerate(rows.items()):
+        first = index == 0
+        table.add_row(name, *_cells(columns, results), style="bold" if first else None, end_section=first)
     return table
+
+
+LEGEND = "× FP: perplexity over the original's · bits: of a weight, with its scales · time: to quantize"
 
 
 def evaluation_table(results: Results) -> Table:
@@ -81,40 +105,38 @@ def recipes_table(recipes: Sequence[Any], width: int) -> Table:
     return table
 
 
-def percent(share: float | None) -> str:
-    """`81.4 %`."""
-    return MISSING if share is None else f"{100 * share:.1f} %"
-
-
 def plain_table(width: int) -> Table:
-    """Headings over a thin rule; narrow terminals get less air."""
-    return Table(box=_rule(), padding=(0, 1, 0, 0) if width < NARROW else (0, 2, 0, 0), show_edge=False, pad_edge=False)
+    """Headings over a thin rule."""
+    return Table(box=box.SIMPLE_HEAD, padding=(0, _gap(width) - 1, 0, 0), show_edge=False, pad_edge=False)
 
 
-def _rule() -> Any:
-    from rich import box
+def _filled(floating: Results) -> list[_Column]:
+    """Those that the results can fill."""
+    language = _LANGUAGE if floating.get("perplexity") is not None else ()
+    return [*language, *(_EMBEDDINGS if "cosine_mean" in floating else ()), *_ALWAYS]
 
-    return box.SIMPLE_HEAD
+
+def _fitting(columns: list[_Column], rows: Mapping[str, Results], width: int) -> list[_Column]:
+    """Those that fit beside the names, the dearest ones last to go."""
+    room = width - max(map(len, rows)) - 1
+    for level in range(max(column.sacrifice for column in columns), 0, -1):
+        if sum(_width(column, rows) + _gap(width) for column in columns) <= room:
+            break
+        columns = [column for column in columns if column.sacrifice < level]
+    return columns
 
 
-def _columns(floating: Results, width: int) -> list[_Column]:
-    """Those that the results can fill and the width can hold."""
-    columns = list(_LANGUAGE) if floating.get("perplexity") is not None else []
-    columns += _EMBEDDINGS if "cosine_mean" in floating else ()
-    columns += [*_SIZE, _TIME if width >= NARROW else _SHORT_TIME]
-    return [column for column in columns if width >= NARROW or not column.wide]
+def _width(column: _Column, rows: Mapping[str, Results]) -> int:
+    return max(len(column.heading), *(len(column.show(results.get(column.key))) for results in rows.values()))
+
+
+def _gap(width: int) -> int:
+    """Narrow terminals get less air between columns."""
+    return 2 if width < NARROW else 3
 
 
 def _cells(columns: Sequence[_Column], results: Results) -> list[Text | str]:
     return [column.show(results.get(column.key)) for column in columns]
-
-
-def _ratio(value: float | None) -> Text:
-    """The perplexity over the floating-point one's, coloured by how much is lost."""
-    if value is None:
-        return Text(MISSING)
-    style = "green" if value <= GOOD else "yellow" if value <= FAIR else "red"
-    return Text(number(value, 4 if value < 10 else 1), style=style)
 
 
 def _evaluation_lines(results: Results) -> list[tuple[str, str]]:
