@@ -38,7 +38,7 @@ def test_every_recipe_is_what_its_name_says(name: str) -> None:
 def test_the_catalogue_has_the_papers_granularities() -> None:
     kinds = {name: load_recipe(name) for name in recipe_names()}
     token = {name for name, r in kinds.items() if r.stream.inputs.granularity == "token"}
-    assert token == {"rtn-w4a4", "os-plus-token-w6a6", "os-plus-w4a4"}
+    assert token == {"rtn-w4a4", "smoothquant-token-w6a6", "os-plus-token-w6a6", "os-plus-w4a4"}
     for bits in (6, 8):
         assert kinds[f"outliertune-w{bits}a{bits}"].inner.inputs.granularity == "token"
         assert kinds[f"outliertune-static-w{bits}a{bits}"].inner.inputs.granularity == "channel"
@@ -102,3 +102,11 @@ def test_a_group_scheme_runs_along_rows_or_columns() -> None:
         recipe["weights"] = {"bits": 4, "granularity": "group", "group_size": 32, "direction": direction}
         granularity = load_recipe(recipe).to_plan().weights.granularity
         assert (granularity.kind, granularity.group_size) == (kind, 32)
+
+
+def test_a_clip_is_searched_for_static_ranges_only() -> None:
+    assert load_recipe(changed("stream", "inputs", "clip", value="search")).to_plan().stream.search_clip
+    recipe = data("os-plus-w4a4")
+    recipe["inner"]["inputs"]["clip"] = "search"
+    with pytest.raises(InputError, match="clip: search goes with static inputs"):
+        load_recipe(recipe)

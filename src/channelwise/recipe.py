@@ -50,11 +50,21 @@ _GROUP_AXIS = {"oc": "row", "ic": "column"}
 
 
 class InputRecipe(_Strict):
-    """Grid and granularity of inputs: static per `tensor`, dynamic per `token`, static per `channel` (OutlierTune)."""
+    """Grid and granularity of inputs: static per `tensor`, dynamic per `token`, static per `channel` (OutlierTune).
+
+    clip: `search` cuts a static range to the share of it that changes the site's output least.
+    """
 
     bits: Bits
     symmetric: bool = True
     granularity: Literal["tensor", "token", "channel"] = "tensor"
+    clip: Literal["none", "search"] = "none"
+
+    @model_validator(mode="after")
+    def _clip_where_ranges_are_static(self) -> Self:
+        if self.clip == "search" and self.granularity == "token":
+            raise ValueError("clip: search goes with static inputs, not with granularity: token")
+        return self
 
     def scheme(self) -> InputScheme:
         """The same as the runtime sees it: per-channel steps are a transform, so they are static there."""
@@ -120,7 +130,9 @@ class Recipe(_Strict):
 
 
 def _site_plan(site: SiteRecipe) -> SitePlan:
-    return SitePlan(site.build_method(), None if site.inputs is None else site.inputs.scheme())
+    if site.inputs is None:
+        return SitePlan(site.build_method(), None)
+    return SitePlan(site.build_method(), site.inputs.scheme(), search_clip=site.inputs.clip == "search")
 
 
 def recipe_names() -> tuple[str, ...]:

@@ -6,8 +6,9 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from channelwise.engine.evaluator import SiteEvaluator, loss_dependents
+from channelwise.engine.evaluator import CLIPS, SiteEvaluator, loss_dependents, with_searched_clip
 from channelwise.engine.plan import Plan, SitePlan
+from channelwise.engine.quantize import quantize_linear
 from channelwise.engine.walk import quantize_model
 from channelwise.errors import InputError, NumericalError
 from channelwise.methods import NoTransform, OutlierSuppressionPlus, OutlierTune
@@ -20,6 +21,7 @@ from channelwise.numerics.grids import IntegerGrid
 from channelwise.numerics.transform import ChannelTransform
 from channelwise.runtime.linear import QuantizedLinear
 from channelwise.runtime.scheme import InputScheme, WeightScheme
+from tests.methods.sites import outlier_site
 
 IDS = torch.randint(64, (8, 24), generator=torch.Generator().manual_seed(0))
 BATCHES = [{"input_ids": IDS[:4]}, {"input_ids": IDS[4:]}]
@@ -183,7 +185,26 @@ def test_the_loss_of_a_single_layer_is_that_of_its_output() -> None:
         _, x, targets = down._targets[0]
         exact = torch.nn.functional.linear(x.float(), layer.weight)
         given = torch.nn.functional.linear(
-            down._quantized_input(transform, x), down._quantized_weight(transform, layer.weight)
+            down._quantized_input(transform, x, 1.0), down._quantized_weight(transform, layer.weight)
         )
     assert torch.equal(targets[0], exact)
     assert loss == pytest.approx(float((given - exact).square().sum(dim=-1).mean()), rel=1e-5)
+
+
+def test_a_searched_clip_never_raises_the_loss_and_pays_under_a_rare_large_token() -> None:
+    site = outlier_site(0, grid=IntegerGrid(4))
+    site.x[0, 0] *= 3
+    choice = NoTransform().choose(site)
+    clipped = with_searched_clip(choice, site)
+    assert clipped.notes["loss"] == min(site.loss(choice.transform, clip) for clip in CLIPS)
+    assert clipped.clip < 1
+    assert clipped.notes["loss"] < site.loss(choice.transform)
+
+
+def test_a_clip_shortens_the_step_and_saturates_what_is_beyond() -> None:
+    layer = torch.nn.Linear(4, 3)
+    statistics = ChannelStatistics(torch.full((4,), -2.0), torch.full((4,), 2.0), torch.zeros(4), 1)
+    weights, inputs = WeightScheme(IntegerGrid(8), ROW), InputScheme(IntegerGrid(8), "static")
+    quantized = quantize_linear(layer, ChannelTransform(), statistics, weights, inputs, clip=0.5)
+    assert float(quantized.input_step) == pytest.approx(1.0 / 127)
+    assert torch.equal(quantized(torch.full((1, 4), 2.0)), quantized(torch.full((1, 4), 1.0)))

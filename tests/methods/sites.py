@@ -28,11 +28,11 @@ class TensorSite:
         minimum, maximum = low.amin(dim=0), high.amax(dim=0)
         return ChannelStatistics(minimum, maximum, ((low + high) / 2).mean(dim=0), self.x[..., 0].numel())
 
-    def output(self, transform: ChannelTransform) -> list[torch.Tensor]:
+    def output(self, transform: ChannelTransform, clip: float = 1.0) -> list[torch.Tensor]:
         """The quantized outputs [tokens, out_features]."""
         grid = self.input_grid
         flat = self.x.flatten(0, 1)
-        step, zero_point = input_step(self.statistics, transform, grid)
+        step, zero_point = input_step(self.statistics, transform, grid, clip)
         quantized = static_codes(flat, *static_vectors(transform, step, zero_point), grid) * step
         outputs = []
         for weight in self.weights:
@@ -43,10 +43,10 @@ class TensorSite:
             outputs.append(y if bias is None else y + bias)
         return outputs
 
-    def loss(self, transform: ChannelTransform) -> float:
+    def loss(self, transform: ChannelTransform, clip: float = 1.0) -> float:
         """Sum over features, mean over tokens, of the squared difference."""
         flat = self.x.flatten(0, 1)
-        pairs = zip(self.output(transform), self.weights, strict=True)
+        pairs = zip(self.output(transform, clip), self.weights, strict=True)
         return sum(float((y - flat @ w.t()).square().sum(dim=1).mean()) for y, w in pairs)
 
 

@@ -1,7 +1,7 @@
 """What a candidate transform costs: the change of a site's output under the recipe's quantizers."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.functional import linear as apply_linear
 
 from channelwise.engine.hooks import captured_call, run_until_seen, stand_ins
-from channelwise.methods.site import ChannelStatistics, input_step
+from channelwise.methods.site import ChannelStatistics, Choice, SiteView, input_step
 from channelwise.model.linears import bias_vector, weight_matrix
 from channelwise.model.sites import Site
 from channelwise.numerics.grids import IntegerGrid
@@ -18,6 +18,9 @@ from channelwise.numerics.inputs import static_codes, static_vectors, token_code
 from channelwise.numerics.quantizer import fake_quantize, parameters_of
 from channelwise.numerics.transform import ChannelTransform
 from channelwise.runtime.scheme import InputScheme, WeightScheme
+
+CLIPS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.6, 0.5, 0.4)
+"""Shares of the calibration range that a searched clip tries."""
 
 
 @dataclass(frozen=True)
@@ -49,13 +52,13 @@ class SiteEvaluator:
         """Float32 weights [out_features, channels] of the site's layers."""
         return tuple(weight_matrix(m).detach().float() for m in self._modules)
 
-    def loss(self, transform: ChannelTransform) -> float:
+    def loss(self, transform: ChannelTransform, clip: float = 1.0) -> float:
         """Sum over features, mean over tokens, of the squared output difference."""
         weights = [self._quantized_weight(transform, w) for w in self.weights]
         biases = [transform.fold_bias(w, b) for w, b in zip(self.weights, self._biases, strict=True)]
         total, tokens = 0.0, 0
         for run, x, targets in self._targets:
-            quantized = self._quantized_input(transform, x)
+            quantized = self._quantized_input(transform, x, clip)
             outputs = [apply_linear(quantized, w, b) for w, b in zip(weights, biases, strict=True)]
             seen = self._observe(run, outputs, x.dtype)
             total += sum(float((s.float() - t.float()).square().sum()) for s, t in zip(seen, targets, strict=True))
@@ -120,7 +123,7 @@ class SiteEvaluator:
             folded, parameters_of(folded, scheme.grid, scheme.granularity), scheme.grid, scheme.granularity
         )
 
-    def _quantized_input(self, transform: ChannelTransform, x: torch.Tensor) -> torch.Tensor:
+    def _quantized_input(self, transform: ChannelTransform, x: torch.Tensor, clip: float) -> torch.Tensor:
         """The decoded input codes, still transformed, float32."""
         scheme = self.input_scheme
         if scheme is None:
@@ -128,13 +131,20 @@ class SiteEvaluator:
         if scheme.kind == "token":
             codes, step, zero_point = token_codes(x, transform, scheme.grid)
         else:
-            step, zero_point = input_step(self.statistics, transform, scheme.grid)
+            step, zero_point = input_step(self.statistics, transform, scheme.grid, clip)
             codes = static_codes(x, *static_vectors(transform, step, zero_point), scheme.grid)
         return (codes if zero_point is None else codes - zero_point) * step
 
 
 def _constant(output: torch.Tensor) -> Callable[..., torch.Tensor]:
     return lambda *args, **kwargs: output
+
+
+def with_searched_clip(choice: Choice, site: SiteView) -> Choice:
+    """The choice with the share of `CLIPS` that has the least loss; 1 is among them, so the loss never rises."""
+    losses = {clip: site.loss(choice.transform, clip) for clip in CLIPS}
+    clip = min(losses, key=losses.__getitem__)
+    return replace(choice, clip=clip, notes={**choice.notes, "clip": clip, "loss": losses[clip]})
 
 
 def loss_dependents(site: Site) -> tuple[str, ...]:

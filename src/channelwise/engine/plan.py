@@ -9,10 +9,14 @@ from channelwise.runtime.scheme import InputScheme, WeightScheme
 
 @dataclass(frozen=True)
 class SitePlan:
-    """How one kind of site is treated: the method that chooses its transform, and its inputs (None: floating point)."""
+    """How one kind of site is treated: the method that chooses its transform, and its inputs (None: floating point).
+
+    search_clip: whether a static input range is cut to the share of it that changes the site's output least.
+    """
 
     method: Method
     inputs: InputScheme | None
+    search_clip: bool = False
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,12 @@ def quantize_linear(
     statistics: ChannelStatistics | None,
     weights: WeightScheme,
     inputs: InputScheme | None,
+    clip: float = 1.0,
 ) -> QuantizedLinear:
     """The quantized layer; everything is computed in float32.
 
-    statistics may be None only where the input quantizer is not static.
+    statistics may be None only where the input quantizer is not static. clip: the share of the input's range that a
+    static quantizer covers; what is beyond saturates.
     """
     weight = weight_matrix(linear).detach().float()
     bias = bias_vector(linear)
@@ -33,7 +35,7 @@ def quantize_linear(
     if inputs is not None and inputs.kind == "static":
         if statistics is None:
             raise ValueError("a static input quantizer needs statistics")
-        step, zero_point = input_step(statistics, transform, inputs.grid)
+        step, zero_point = input_step(statistics, transform, inputs.grid, clip)
     scheme = LinearScheme(
         in_features=weight.shape[1],
         out_features=weight.shape[0],

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
-from channelwise.engine.evaluator import SiteEvaluator, loss_dependents
+from channelwise.engine.evaluator import SiteEvaluator, loss_dependents, with_searched_clip
 from channelwise.engine.hooks import run_until_seen
 from channelwise.engine.plan import Plan, SiteRecord, WalkRecord
 from channelwise.engine.quantize import quantize_linear
@@ -130,7 +130,8 @@ class _Walker:
             input_scheme=site_plan.inputs,
             dependents=loss_dependents(site),
         )
-        return site_plan.method.choose(evaluator)
+        choice = site_plan.method.choose(evaluator)
+        return with_searched_clip(choice, evaluator) if site_plan.search_clip else choice
 
     def _replace(
         self, block: nn.Module, name: str, site: Site, choice: Choice | None, statistics: ChannelStatistics | None
@@ -139,11 +140,12 @@ class _Walker:
         if statistics is None and inputs is not None:
             # An expert that no token reached: nothing is known of its range, so it is found at run time.
             inputs = InputScheme(inputs.grid, "token")
-        transform = choice.transform if choice else ChannelTransform()
+        transform, clip = (choice.transform, choice.clip) if choice else (ChannelTransform(), 1.0)
         for linear in site.linears:
             if self.plan.excludes(f"{name}.{linear}"):
                 continue
-            quantized = quantize_linear(block.get_submodule(linear), transform, statistics, self.plan.weights, inputs)
+            module = block.get_submodule(linear)
+            quantized = quantize_linear(module, transform, statistics, self.plan.weights, inputs, clip)
             _check_layer(quantized.weight_scale, quantized.scheme, f"{name}.{linear}")
             replace_module(block, linear, quantized)
 

@@ -41,10 +41,14 @@ class ChannelStatistics:
 
 @dataclass(frozen=True)
 class Choice:
-    """A method's decision for one site: the transform, and notes that reports show (such as the chosen t)."""
+    """A decision for one site: the transform, and notes that reports show (such as the chosen t).
+
+    clip: the share of the transformed range that a static input quantizer covers; what is beyond saturates.
+    """
 
     transform: ChannelTransform
     notes: Mapping[str, float | str] = field(default_factory=dict)
+    clip: float = 1.0
 
 
 class SiteView(Protocol):
@@ -65,9 +69,10 @@ class SiteView(Protocol):
         """The grid of the site's input, None where inputs stay floating point."""
         ...
 
-    def loss(self, transform: ChannelTransform) -> float:
+    def loss(self, transform: ChannelTransform, clip: float = 1.0) -> float:
         """The change of the site's output under this transform and the recipe's quantizers (OS+, eq. 9).
 
+        clip: the share of the transformed range that a static input quantizer covers.
         Sum over features, mean over tokens, of the squared difference to the unquantized weights on the same input.
         """
         ...
@@ -82,11 +87,11 @@ class Method(Protocol):
 
 
 def input_step(
-    statistics: ChannelStatistics, transform: ChannelTransform, grid: IntegerGrid
+    statistics: ChannelStatistics, transform: ChannelTransform, grid: IntegerGrid, clip: float = 1.0
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Step and zero point (float32 []) of a static per-tensor quantizer that covers the transformed range."""
-    low = transform.apply(statistics.minimum).amin()
-    high = transform.apply(statistics.maximum).amax()
+    """Step and zero point (float32 []) of a static quantizer that covers `clip` times the transformed range."""
+    low = transform.apply(statistics.minimum).amin() * clip
+    high = transform.apply(statistics.maximum).amax() * clip
     parameters = parameters_from_range(low, high, grid)
     return parameters.scale, parameters.zero_point
 
