@@ -136,9 +136,15 @@ def _site_plan(site: SiteRecipe) -> SitePlan:
 
 
 def recipe_names() -> tuple[str, ...]:
-    """The names of the recipes that come with the package, sorted."""
+    """The names of the recipes that come with the package, METHOD-wNaM, the widest first and then by method."""
     folder = resources.files("channelwise.recipes")
-    return tuple(sorted(f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml")))
+    names = [f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml")]
+
+    def order(name: str) -> tuple[int, str]:
+        method, _, widths = name.rpartition("-w")
+        return (-int(widths.partition("a")[0]), method)
+
+    return tuple(sorted(names, key=order))
 
 
 def recipe_text(name: str) -> str:

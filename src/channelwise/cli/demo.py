@@ -1,9 +1,18 @@
 """`channelwise demo`: every recipe on the bundled model."""
 
+from typing import Annotated
+
+import typer
+
 from channelwise.cli.options import AsJson, Debug, Seed
 
+# Fewer than the recipes ask for, so that all of them are done in a few minutes on two cores.
+SAMPLES = 64
 
-def demo(seed: Seed = 0, as_json: AsJson = False, debug: Debug = False) -> None:
+Samples = Annotated[int, typer.Option("--samples", metavar="N", help="Calibration samples.")]
+
+
+def demo(samples: Samples = SAMPLES, seed: Seed = 0, as_json: AsJson = False, debug: Debug = False) -> None:
     """Quantize the bundled model with every recipe, in one table."""
     from channelwise.cli.output import print_json, quiet_libraries, results_console
     from channelwise.cli.progress import reported_progress
@@ -14,7 +23,15 @@ def demo(seed: Seed = 0, as_json: AsJson = False, debug: Debug = False) -> None:
     from channelwise.report.tables import LEGEND, comparison_table
 
     with reported_progress() as progress:
-        results = compare("demo", recipes=recipe_names(), data="demo", perplexity="demo", seed=seed, progress=progress)
+        results = compare(
+            "demo",
+            recipes=recipe_names(),
+            data="demo",
+            perplexity="demo",
+            samples=samples,
+            seed=seed,
+            progress=progress,
+        )
     if as_json:
         print_json(results)
         return

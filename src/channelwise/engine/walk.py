@@ -20,6 +20,7 @@ from channelwise.model.calls import BlockCall, capture_calls
 from channelwise.model.linears import is_linear, replace_module, weight_matrix
 from channelwise.model.sites import Site, discover_sites
 from channelwise.numerics.transform import ChannelTransform
+from channelwise.runtime.linear import QuantizedLinear
 from channelwise.runtime.scheme import InputScheme, LinearScheme
 
 Batch = dict[str, torch.Tensor]
@@ -154,6 +155,10 @@ class _Walker:
             self.hidden[sample] = self._run(block, index, sample)()
             if not bool(torch.isfinite(self.hidden[sample]).all()):
                 raise NumericalError(f"{name}: its output is not finite after quantization; try more bits")
+        # What the integer products prepared would otherwise stay in memory for every block that is done.
+        for module in block.modules():
+            if isinstance(module, QuantizedLinear):
+                module.release()
 
     def _run(self, block: nn.Module, index: int, sample: int) -> Callable[[], torch.Tensor]:
         return lambda: self.calls[sample][index].run(block, self.hidden[sample])
