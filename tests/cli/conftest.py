@@ -1,11 +1,12 @@
 """The command line in this process, and tiny models and texts for it."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 
 from channelwise.cli import process
 from tests.cli import tiny
@@ -18,6 +19,15 @@ class Run:
     status: int
     stdout: str
     stderr: str
+
+
+@pytest.fixture(autouse=True, scope="package")
+def one_thread() -> Iterator[None]:
+    """Tiny models gain nothing from threads, which on a busy machine wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture

