@@ -32,8 +32,17 @@ def test_importing_the_package_registers_the_plugin() -> None:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no SIGINT for one process")
-@pytest.mark.parametrize("moment", ["reading the calibration data", "block 3 of 24"])
-def test_ctrl_c_leaves_nothing_behind(tmp_path: Path, text: Path, moment: str) -> None:
+@pytest.mark.parametrize(
+    ("moment", "number", "status"),
+    [
+        ("reading the calibration data", signal.SIGINT, 130),
+        ("block 3 of 24", signal.SIGINT, 130),
+        ("block 2 of 24", signal.SIGTERM, 143),
+    ],
+)
+def test_an_interruption_leaves_nothing_behind(
+    tmp_path: Path, text: Path, moment: str, number: int, status: int
+) -> None:
     model = tiny.saved(tiny.llama(num_hidden_layers=24), tiny.byte_tokenizer(), tmp_path / "deep")
     before = sorted(tmp_path.rglob("*"))
     arguments = ("quantize", model, "--recipe", "os-plus-w6a6", "--data", text, "--output", tmp_path / "out")
@@ -49,9 +58,9 @@ def test_ctrl_c_leaves_nothing_behind(tmp_path: Path, text: Path, moment: str) -
     for line in started.stderr:
         if moment in line:
             break
-    started.send_signal(signal.SIGINT)
+    started.send_signal(number)
     stdout, stderr = started.communicate(timeout=60)
-    assert (started.returncode, stdout) == (130, "")
+    assert (started.returncode, stdout) == (status, "")
     assert stderr.splitlines()[-1] == "interrupted; nothing was written"
     assert "Traceback" not in stderr
     assert sorted(tmp_path.rglob("*")) == before

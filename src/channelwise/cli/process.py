@@ -8,8 +8,12 @@ import time
 import traceback
 from collections.abc import Iterator, Sequence
 from types import FrameType
+from typing import Any
 
-DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+DONE, FAILED, BAD_INPUT = 0, 1, 2
+INTERRUPTED = 128
+"""Plus the signal's number, as shells count: 130 for Ctrl-C."""
+
 _REPEAT_SECONDS = 1.0
 
 
@@ -19,8 +23,9 @@ def run(arguments: Sequence[str]) -> int:
     try:
         with _patient_interrupts():
             return _run_verb(list(arguments) or ["--help"])
-    except KeyboardInterrupt:
-        return _say("interrupted; nothing was written", INTERRUPTED)
+    except KeyboardInterrupt as interrupt:
+        number = interrupt.args[0] if interrupt.args else signal.SIGINT
+        return _say("interrupted; nothing was written", INTERRUPTED + number)
     except BrokenPipeError:
         # The reader has gone (`| head`); without this, Python complains once more when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -72,10 +77,7 @@ def _say(message: str, status: int) -> int:
 
 @contextlib.contextmanager
 def _patient_interrupts() -> Iterator[None]:
-    """Ctrl-C raises KeyboardInterrupt, but its repeats within a second do not disturb the cleaning up."""
-    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        yield  # interrupts are ignored (nohup) or handled by whoever called us
-        return
+    """Ctrl-C and SIGTERM raise KeyboardInterrupt; repeats within a second do not disturb the cleaning up."""
     last = -_REPEAT_SECONDS
 
     def interrupt(number: int, frame: FrameType | None) -> None:
@@ -83,10 +85,15 @@ def _patient_interrupts() -> Iterator[None]:
         now = time.monotonic()
         repeated, last = now - last < _REPEAT_SECONDS, now
         if not repeated:
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt(number)
 
-    signal.signal(signal.SIGINT, interrupt)
+    # Others are ignored (nohup) or handled by whoever called us.
+    untouched: dict[int, Any] = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    ours = [number for number, handler in untouched.items() if signal.getsignal(number) is handler]
+    for number in ours:
+        signal.signal(number, interrupt)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        for number in ours:
+            signal.signal(number, untouched[number])
