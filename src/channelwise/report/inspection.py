@@ -24,7 +24,7 @@ def sites_table(sites: Sequence[Any], width: int) -> Table:
     wide = width >= NARROW
     table = plain_table(width)
     table.add_column("block", justify="right", no_wrap=True)
-    table.add_column("layers", overflow="fold", min_width=10)
+    table.add_column("layers", overflow="fold", min_width=12)
     if wide:
         table.add_column("site", no_wrap=True)
         table.add_column("channels", justify="right", no_wrap=True)
