@@ -114,6 +114,10 @@ def test_excluded_layers_stay_floating_point() -> None:
     assert type(layer.mlp.down_proj) is torch.nn.Linear
     assert type(layer.self_attn.k_proj) is torch.nn.Linear
     assert type(layer.self_attn.q_proj) is QuantizedLinear
+    model = tiny_llama()
+    quantize_model(model, BATCHES, plan(exclude=("*.q_proj",)))
+    assert type(model.model.layers[0].self_attn.q_proj) is torch.nn.Linear
+    assert type(model.model.layers[0].self_attn.v_proj) is QuantizedLinear
     with pytest.raises(InputError, match="leaves no linear layer"):
         quantize_model(tiny_llama(), BATCHES, plan(exclude=("*",)))
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from channelwise.errors import InputError
+from channelwise.model.loading import check_weight_file
 
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -43,11 +43,7 @@ def check_shards(folder: Path) -> None:
         path = folder / file
         if not path.is_file():
             raise InputError(f"{path} is missing: the checkpoint is not whole, copy or quantize it again")
-        try:
-            with safe_open(path, framework="pt"):
-                pass
-        except (OSError, SafetensorError) as error:
-            raise InputError(f"{path} is cut short or damaged ({error}): copy or quantize it again") from error
+        check_weight_file(path, "copy or quantize it again")
 
 
 def _shard_names(folder: Path) -> list[str]:

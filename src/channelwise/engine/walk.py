@@ -89,7 +89,7 @@ class _Walker:
     def quantize_block(self, block: nn.Module, index: int, name: str) -> list[SiteRecord]:
         """Quantizes one block and moves the hidden states behind it."""
         sites = discover_sites(block, self.calls[0][index].with_hidden(self.hidden[0]))
-        sites = tuple(site for site in sites if not self.plan.excludes(f"{name}.{site.name}"))
+        sites = tuple(s for s in sites if not all(self.plan.excludes(f"{name}.{linear}") for linear in s.linears))
         records: list[SiteRecord] = []
         if self.plan.sequential:
             for level in sorted({site.level for site in sites}):

@@ -82,11 +82,16 @@ def _check_files(folder: Path) -> None:
         path = folder / name
         if not path.is_file():
             raise InputError(f"{path} is missing, but {index.name} needs it: fetch the model again")
-        try:
-            with safe_open(path, framework="pt"):
-                pass
-        except (OSError, SafetensorError) as error:
-            raise InputError(f"{path} is cut short or damaged ({one_line(error)}): fetch it again") from error
+        check_weight_file(path, "fetch it again")
+
+
+def check_weight_file(path: Path, remedy: str) -> None:
+    """Raises InputError, naming the safetensors file and what to do, if it is cut short or damaged."""
+    try:
+        with safe_open(path, framework="pt"):
+            pass
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{path} is cut short or damaged ({one_line(error)}): {remedy}") from error
 
 
 def _load_weights(model_class: Any, folder: Path, dtype: str | torch.dtype) -> nn.Module:
