@@ -10,6 +10,7 @@ import transformers
 
 import channelwise
 from channelwise import api
+from channelwise.model.texts import Texts
 from channelwise.runtime.linear import QuantizedLinear
 from tests.cli import tiny
 
@@ -153,3 +154,30 @@ def test_an_image_model_takes_pixel_values() -> None:
     )
     result = api.quantize(transformers.ViTModel(config).eval(), recipe="rtn-w8a8", data=torch.rand(4, 3, 8, 8))
     assert result.record.sites[0].tokens == 4 * 5
+
+
+def test_a_loaded_image_model_takes_its_processor(tmp_path: Path) -> None:
+    folder, model, processor = tiny.image_folder(tmp_path, ["circle", "star"] * 3), tiny.vit(), tiny.image_processor()
+    original = copy.deepcopy(model)
+    with pytest.raises(channelwise.InputError, match=r"preprocessor_config.json"):
+        api.quantize(model, recipe="rtn-w8a8", data=folder)
+    result = api.quantize(model, recipe="rtn-w8a8", data=folder, processor=processor)
+    assert result.record.sites[0].tokens == 6 * 17
+    found = api.evaluate(result.model, images=folder, against=original, processor=processor)
+    assert found["items"] == 6 and found["agreement"] > 0.5
+
+
+def test_compare_by_classification() -> None:
+    labels = tuple("cat" if "cat" in text else "0" for text in TEXTS)
+    found = api.compare(
+        tiny.bert_classifier(),
+        recipes=["rtn-w8a8", "rtn-w4a4"],
+        data=TEXTS,
+        classification=Texts("texts", tuple(TEXTS), labels=labels),
+        tokenizer=tiny.word_tokenizer(),
+        samples=8,
+    )
+    assert found["fp"]["items"] == 120 and found["fp"]["agreement"] == 1.0
+    agreements = [found["recipes"][name]["agreement"] for name in ("rtn-w8a8", "rtn-w4a4")]
+    assert 1.0 >= agreements[0] > agreements[1]
+    assert {found["recipes"][name]["accuracy_fp"] for name in found["recipes"]} == {found["fp"]["accuracy"]}

@@ -9,23 +9,20 @@ from typing import Any
 
 import torch
 
-from channelwise.checkpoint.loader import is_checkpoint, load_checkpoint
+from channelwise.checkpoint.loader import load_checkpoint
 from channelwise.checkpoint.writer import check_output, save_checkpoint
 from channelwise.engine.plan import WalkRecord
 from channelwise.engine.walk import check_plan, quantize_model
 from channelwise.errors import InputError
 from channelwise.evaluation.generation import Generation, generate_text
-from channelwise.evaluation.measure import Results, TextSource, measure, prepare
+from channelwise.evaluation.measure import ImageSource, Questions, Results, TextSource, measure, prepare
 from channelwise.evaluation.outliers import SiteOutliers, find_outliers
 from channelwise.evaluation.sizes import Sizes, model_sizes
-from channelwise.model.batches import Batch, Data, accepted, calibration_batches, length_limit, window_length
+from channelwise.model.batches import Batch, Data, read_data
 from channelwise.model.blocks import find_blocks
-from channelwise.model.experts import unfuse_experts
-from channelwise.model.loading import load_model
-from channelwise.model.texts import read_texts
+from channelwise.opening import ModelSource, opened, opened_to_quantize
 from channelwise.recipe import CalibrationRecipe, Recipe, load_recipe
 
-ModelSource = str | Path | torch.nn.Module
 RecipeSource = str | Path | dict[str, Any] | Recipe
 Progress = Callable[[str, int, int], None]
 
@@ -55,6 +52,7 @@ def quantize(
     data: Data,
     output: str | Path | None = None,
     tokenizer: Any = None,
+    processor: Any = None,
     samples: int | None = None,
     length: int | None = None,
     seed: int = 0,
@@ -64,9 +62,10 @@ def quantize(
 ) -> QuantizeResult:
     """Quantizes a model by a recipe and writes it to `output`, if given.
 
-    model: a directory, a hub name, "demo", or a loaded module, which is changed in place (give its tokenizer too).
-    recipe: a name, a YAML file, its data, or a Recipe. data: a text file, a list of strings, token ids [N, L], or pixel
-    values [N, C, H, W]. samples, length: of the calibration set; None takes the recipe's, cut to what there is.
+    model: a directory, a hub name, "demo", or a loaded module, which is changed in place (give its tokenizer, or its
+    image processor, too). recipe: a name, a YAML file, its data, or a Recipe. data: a text file, a list of strings,
+    token ids [N, L]; for image models a folder of images, a .npz with the array `images`, or pixel values [N, C, H, W].
+    samples, length: of the calibration set; None takes the recipe's, cut to what there is.
     progress(label, done, total) is told of every block. Raises InputError, before anything is written.
 
         result = quantize("my-model", recipe="outliertune-w6a6", data="text.txt", output="my-model-w6a6")
@@ -75,10 +74,11 @@ def quantize(
     plan = chosen.to_plan()
     if output is not None:
         check_output(Path(output), overwrite)
-    readable = _read(data)
-    loaded, tokenizer = _opened_to_quantize(model, tokenizer, device)
+    readable = read_data(data)
+    source = opened_to_quantize(model, device, tokenizer=tokenizer, processor=processor)
+    loaded, tokenizer = source.model, source.tokenizer
     check_plan(loaded, find_blocks(loaded), plan)
-    batches = _calibration(loaded, tokenizer, readable, chosen.calibration, samples, length, seed)
+    batches = source.calibration(readable, chosen.calibration, samples, length, seed)
     before = model_sizes(loaded)
     record = quantize_model(loaded, batches, plan, seed=seed, progress=progress)
     if output is not None:
@@ -87,7 +87,7 @@ def quantize(
             tokenizer,
             Path(output),
             recipe=chosen.model_dump(mode="json"),
-            source_name=_name(model),
+            source_name=source.name(),
             record=asdict(record),
             overwrite=overwrite,
         )
@@ -106,23 +106,38 @@ def evaluate(
     perplexity: TextSource | None = None,
     length: int | None = None,
     embeddings: TextSource | None = None,
+    classification: TextSource | None = None,
+    images: ImageSource | None = None,
     against: ModelSource | None = None,
     tokenizer: Any = None,
+    processor: Any = None,
     device: str = "cpu",
 ) -> Results:
-    """Measures a model, quantized or not: perplexity on a text, sentence embeddings against the original's.
+    """Measures a model, quantized or not: perplexity, embeddings against the original's, a classifier's accuracy.
 
     length: tokens of a window, None takes 512 or the model's limit. embeddings: texts, with labels for the linear
-    probe; against: the floating-point original. Returns perplexity, tokens, length, seconds, model_bytes,
-    bits_per_weight; with embeddings also cosine_mean, cosine_min, probe_accuracy, probe_accuracy_fp. Raises InputError.
+    probe. classification: a .tsv with the columns text and label. images: a folder with a sub-folder for each label, or
+    a .npz with the arrays images and labels; processor: of a loaded image model. against: the floating-point original.
+    Returns perplexity, tokens, length, seconds, model_bytes, bits_per_weight; with embeddings also cosine_mean,
+    cosine_min, probe_accuracy, probe_accuracy_fp; with classification or images items, accuracy, and with `against`
+    accuracy_fp, agreement: the share of the original's answers. Raises InputError.
     """
     if embeddings is not None and against is None:
         raise InputError("--embeddings compares with the floating-point original; name it with --against FP_MODEL")
-    loaded, tokenizer = _opened(model, tokenizer, device, allow_quantized=True)
-    questions = prepare(loaded, tokenizer, perplexity=perplexity, length=length, embeddings=embeddings)
+    source = opened(model, device, tokenizer=tokenizer, processor=processor, allow_quantized=True)
+    questions = prepare(
+        source.model,
+        source.tokenizer,
+        perplexity=perplexity,
+        length=length,
+        embeddings=embeddings,
+        classification=classification,
+        images=images,
+        find_processor=source.processor,
+    )
     if against is not None:
-        questions = questions.against(_opened(against, None, device, allow_quantized=True)[0])
-    return measure(loaded, questions)
+        questions = questions.against(opened(against, device, allow_quantized=True).model)
+    return measure(source.model, questions)
 
 
 def compare(
@@ -132,7 +147,10 @@ def compare(
     data: Data,
     perplexity: TextSource | None = None,
     embeddings: TextSource | None = None,
+    classification: TextSource | None = None,
+    images: ImageSource | None = None,
     tokenizer: Any = None,
+    processor: Any = None,
     samples: int | None = None,
     length: int | None = None,
     perplexity_length: int | None = None,
@@ -147,14 +165,25 @@ def compare(
     work for a recipe that does not fit the model.
     """
     chosen = _distinct([load_recipe(recipe) for recipe in recipes])
-    readable = _read(data)
-    loaded, tokenizer = _opened_to_quantize(model, tokenizer, device)
-    questions = prepare(loaded, tokenizer, perplexity=perplexity, length=perplexity_length, embeddings=embeddings)
+    readable = read_data(data)
+    source = opened_to_quantize(model, device, tokenizer=tokenizer, processor=processor)
+    loaded = source.model
     for recipe in chosen.values():
         check_plan(loaded, find_blocks(loaded), recipe.to_plan())
+    questions = prepare(
+        loaded,
+        source.tokenizer,
+        perplexity=perplexity,
+        length=perplexity_length,
+        embeddings=embeddings,
+        classification=classification,
+        images=images,
+        find_processor=source.processor,
+    )
+    # Recipes that ask for the same samples share them.
     calibration = {
-        name: _calibration(loaded, tokenizer, readable, recipe.calibration, samples, length, seed)
-        for name, recipe in chosen.items()
+        defaults: source.calibration(readable, defaults, samples, length, seed)
+        for defaults in {recipe.calibration for recipe in chosen.values()}
     }
     report = progress or (lambda label, done, total: None)
     report("floating point", 0, 1)
@@ -162,7 +191,8 @@ def compare(
     floating = _with_ratio(measure(loaded, questions), None)
     results = {}
     for name, recipe in chosen.items():
-        results[name] = _measured(loaded, recipe, calibration[name], questions, floating, seed, _prefixed(report, name))
+        batches = calibration[recipe.calibration]
+        results[name] = _measured(loaded, recipe, batches, questions, floating, seed, _prefixed(report, name))
     return {"fp": floating, "recipes": results}
 
 
@@ -171,6 +201,7 @@ def inspect(
     *,
     data: Data,
     tokenizer: Any = None,
+    processor: Any = None,
     samples: int | None = None,
     length: int | None = None,
     seed: int = 0,
@@ -181,10 +212,10 @@ def inspect(
 
     samples: None takes 32. length: tokens of a sample, None takes 512 or the model's limit. Raises InputError.
     """
-    readable = _read(data)
-    loaded, tokenizer = _opened_to_quantize(model, tokenizer, device)
-    sampling = CalibrationRecipe(samples=INSPECTED_SAMPLES)
-    return find_outliers(loaded, _calibration(loaded, tokenizer, readable, sampling, samples, length, seed), progress)
+    readable = read_data(data)
+    source = opened_to_quantize(model, device, tokenizer=tokenizer, processor=processor)
+    batches = source.calibration(readable, CalibrationRecipe(samples=INSPECTED_SAMPLES), samples, length, seed)
+    return find_outliers(source.model, batches, progress)
 
 
 def generate(
@@ -200,15 +231,15 @@ def generate(
 
     Raises InputError for a model that does not generate text, and for a prompt that is empty or too long for it.
     """
-    loaded, tokenizer = _opened(model, tokenizer, device, allow_quantized=True)
-    return generate_text(loaded, tokenizer, prompt, max_tokens=max_tokens, on_text=on_text)
+    source = opened(model, device, tokenizer=tokenizer, allow_quantized=True)
+    return generate_text(source.model, source.tokenizer, prompt, max_tokens=max_tokens, on_text=on_text)
 
 
 def _measured(
     model: torch.nn.Module,
     recipe: Recipe,
     batches: list[Batch],
-    questions: Any,
+    questions: Questions,
     floating: Results,
     seed: int,
     progress: Progress,
@@ -243,63 +274,3 @@ def _distinct(recipes: list[Recipe]) -> dict[str, Recipe]:
 def _prefixed(progress: Progress, name: str) -> Progress:
     """Progress whose labels begin with the recipe's name."""
     return lambda label, done, total: progress(f"{name}: {label}", done, total)
-
-
-def _read(data: Data) -> Data:
-    """Texts read and checked; tensors as they are."""
-    return data if isinstance(data, torch.Tensor) else read_texts(data)
-
-
-def _calibration(
-    model: torch.nn.Module,
-    tokenizer: Any,
-    data: Data,
-    defaults: CalibrationRecipe,
-    samples: int | None,
-    length: int | None,
-    seed: int,
-) -> list[Batch]:
-    """Calibration batches on the model's device."""
-    window = window_length(length, defaults.length, length_limit(model, tokenizer))
-    count = defaults.samples if samples is None else samples
-    batches = calibration_batches(data, tokenizer, model, samples=count, length=window, seed=seed)
-    return [accepted(model, batch) for batch in batches]
-
-
-def _opened_to_quantize(model: ModelSource, tokenizer: Any, device: str) -> tuple[torch.nn.Module, Any]:
-    """The floating-point model with every expert a module of its own, and its tokenizer."""
-    loaded, tokenizer = _opened(model, tokenizer, device)
-    unfuse_experts(loaded)
-    return loaded, tokenizer
-
-
-def _opened(
-    model: ModelSource, tokenizer: Any, device: str, *, allow_quantized: bool = False
-) -> tuple[torch.nn.Module, Any]:
-    """The model, in evaluation mode on the device, and its tokenizer."""
-    place = _device(device)
-    if isinstance(model, torch.nn.Module):
-        return model.to(place).eval(), tokenizer
-    if allow_quantized and is_checkpoint(Path(model)):
-        loaded, own = load_checkpoint(Path(model))
-    else:
-        loaded, own = load_model(model, allow_quantized=allow_quantized)
-    return loaded.to(place).eval(), own if tokenizer is None else tokenizer
-
-
-def _device(name: str) -> torch.device:
-    """The device of this name. Raises InputError if this machine does not have it."""
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise InputError(f"device {name!r} cannot be used on this machine; give --device cpu, or cuda") from error
-    return device
-
-
-def _name(model: ModelSource) -> str:
-    """What the model card calls the source."""
-    if isinstance(model, torch.nn.Module):
-        config = getattr(model, "config", None)
-        return getattr(config, "_name_or_path", "") or type(model).__name__
-    return str(model)

@@ -8,13 +8,12 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from channelwise.engine.plan import Plan, SitePlan
+from channelwise.engine.plan import EmbeddingPlan, InputPlan, Plan, SitePlan, WeightPlan
 from channelwise.errors import InputError
 from channelwise.methods import METHODS
 from channelwise.methods.site import Method
 from channelwise.numerics.granularity import Granularity
-from channelwise.numerics.grids import IntegerGrid
-from channelwise.runtime.scheme import InputScheme, WeightScheme
+from channelwise.numerics.grids import FloatGrid, Grid, IntegerGrid, float_grids, grid_name
 
 Bits = Annotated[int, Field(ge=2, le=8)]
 Count = Annotated[int, Field(ge=1)]
@@ -24,11 +23,38 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
-class WeightRecipe(_Strict):
-    """Grid and granularity of the weights; `group` needs group_size, and runs along a row (`oc`) or a column (`ic`)."""
+class _Format(_Strict):
+    """Width and format: `integer`; one floating-point format, such as `e2m1`; or `search`, which is all of the width.
+
+    symmetric: of integers, whether they do without a zero point.
+    """
 
     bits: Bits
+    format: str = "integer"
     symmetric: bool = True
+
+    @model_validator(mode="after")
+    def _format_of_this_width(self) -> Self:
+        if self.format != "integer" and not self.symmetric:
+            raise ValueError("symmetric: false goes with format: integer")
+        known = {grid_name(grid).lower() for grid in float_grids(self.bits)}
+        if self.format not in known | {"integer", "search"}:
+            raise ValueError(
+                f"no format {self.format!r} of {self.bits} bits; there are integer, search, {', '.join(sorted(known))}"
+            )
+        return self
+
+    def grids(self) -> tuple[Grid, ...]:
+        """The grids to choose from."""
+        if self.format == "integer":
+            return (IntegerGrid(self.bits, self.symmetric),)
+        formats: tuple[FloatGrid, ...] = float_grids(self.bits)
+        return formats if self.format == "search" else tuple(f for f in formats if grid_name(f).lower() == self.format)
+
+
+class WeightRecipe(_Format):
+    """Format and granularity of the weights; `group` needs group_size, and runs along a row (`oc`) or a column (`ic`)."""
+
     granularity: Literal["tensor", "output_channel", "group"] = "output_channel"
     group_size: Count | None = None
     direction: Literal["oc", "ic"] = "oc"
@@ -39,24 +65,22 @@ class WeightRecipe(_Strict):
             raise ValueError("group_size goes with granularity: group, and only with it")
         return self
 
-    def scheme(self) -> WeightScheme:
-        """The same as the numerics see it."""
+    def plan(self) -> WeightPlan:
+        """The same as the engine takes it."""
         kinds = {"tensor": "tensor", "output_channel": "row", "group": f"{_GROUP_AXIS[self.direction]}_group"}
         granularity = Granularity(kinds[self.granularity], self.group_size)  # type: ignore[arg-type]
-        return WeightScheme(IntegerGrid(self.bits, self.symmetric), granularity)
+        return WeightPlan(self.grids(), granularity)
 
 
 _GROUP_AXIS = {"oc": "row", "ic": "column"}
 
 
-class InputRecipe(_Strict):
-    """Grid and granularity of inputs: static per `tensor`, dynamic per `token`, static per `channel` (OutlierTune).
+class InputRecipe(_Format):
+    """Format and granularity of inputs: static per `tensor`, dynamic per `token`, static per `channel` (OutlierTune).
 
     clip: `search` cuts a static range to the share of it that changes the site's output least.
     """
 
-    bits: Bits
-    symmetric: bool = True
     granularity: Literal["tensor", "token", "channel"] = "tensor"
     clip: Literal["none", "search"] = "none"
 
@@ -66,9 +90,29 @@ class InputRecipe(_Strict):
             raise ValueError("clip: search goes with static inputs, not with granularity: token")
         return self
 
-    def scheme(self) -> InputScheme:
-        """The same as the runtime sees it: per-channel steps are a transform, so they are static there."""
-        return InputScheme(IntegerGrid(self.bits, self.symmetric), "token" if self.granularity == "token" else "static")
+    def plan(self) -> InputPlan:
+        """The same as the engine takes it: per-channel steps are a transform, so they are static there."""
+        return InputPlan(self.grids(), "token" if self.granularity == "token" else "static")
+
+
+class EmbeddingRecipe(_Format):
+    """Format of the token embedding, one scale per row; clip: `search` finds the ranges of least squared error."""
+
+    clip: Literal["none", "search"] = "none"
+
+    @model_validator(mode="after")
+    def _searched_where_it_can_be(self) -> Self:
+        if not self.symmetric:
+            raise ValueError("the embedding takes no zero points")
+        if self.clip == "search" and self.format == "integer":
+            raise ValueError("clip: search goes with floating-point formats")
+        if self.clip == "none" and self.format == "search":
+            raise ValueError("format: search goes with clip: search")
+        return self
+
+    def plan(self) -> EmbeddingPlan:
+        """The same as the engine takes it."""
+        return EmbeddingPlan(self.grids(), self.clip == "search")
 
 
 class SiteRecipe(_Strict):
@@ -83,7 +127,20 @@ class SiteRecipe(_Strict):
         per_channel = self.inputs is not None and self.inputs.granularity == "channel"
         if per_channel != (type(method) is METHODS["outliertune"]):
             raise ValueError("inputs per channel go with method outliertune, and only with it")
+        if self.inputs is None:
+            return self
+        if self.searches_formats and (self.inputs.granularity != "tensor" or self.inputs.clip == "search"):
+            raise ValueError("llm_fp4 takes static inputs per tensor, and searches their range by itself")
+        if self.searches_formats and self.inputs.format == "integer":
+            raise ValueError("llm_fp4 takes floating-point inputs: format: search, or one such as e2m1")
+        if not self.searches_formats and self.inputs.format == "search":
+            raise ValueError("format: search goes with method llm_fp4")
         return self
+
+    @property
+    def searches_formats(self) -> bool:
+        """Whether the method chooses formats and ranges by itself."""
+        return type(self.build_method()) is METHODS["llm_fp4"]
 
     def build_method(self) -> Method:
         """The method with its options. Raises ValueError (pydantic's too) for an unknown name or option."""
@@ -102,7 +159,10 @@ class CalibrationRecipe(_Strict):
 
 
 class Recipe(_Strict):
-    """A recipe. `stream` sites read the residual stream (q,k,v; fc1; gate,up), `inner` ones do not (out; down)."""
+    """A recipe. `stream` sites read the residual stream (q,k,v; fc1; gate,up), `inner` ones do not (out; down).
+
+    head: the layer that gives the logits over the vocabulary, embedding: the token table; null leaves them as they are.
+    """
 
     name: str
     summary: str
@@ -110,21 +170,39 @@ class Recipe(_Strict):
     weights: WeightRecipe
     stream: SiteRecipe
     inner: SiteRecipe
+    head: SiteRecipe | None = None
+    embedding: EmbeddingRecipe | None = None
     attention_bits: Bits | None = None
     exclude: tuple[str, ...] = ()
     sequential: bool = True
     search_tokens: Count = 4096
+    calibrate_on: Literal["quantized", "original"] = "quantized"
+    objective: Literal["auto", "output", "fisher"] = "output"
     calibration: CalibrationRecipe = CalibrationRecipe()
+
+    @model_validator(mode="after")
+    def _weights_fit_the_methods(self) -> Self:
+        sites = [site for site in (self.stream, self.inner, self.head) if site is not None]
+        searched = [site.searches_formats for site in sites]
+        if self.weights.format == "search" and not all(searched):
+            raise ValueError("weights: format: search goes with method llm_fp4 at every site")
+        if any(searched) and (self.weights.format == "integer" or self.weights.granularity != "output_channel"):
+            raise ValueError("llm_fp4 takes floating-point weights with granularity: output_channel")
+        return self
 
     def to_plan(self) -> Plan:
         """The recipe as the engine takes it."""
         return Plan(
-            weights=self.weights.scheme(),
+            weights=self.weights.plan(),
             stream=_site_plan(self.stream),
             inner=_site_plan(self.inner),
+            head=None if self.head is None else _site_plan(self.head),
+            embedding=None if self.embedding is None else self.embedding.plan(),
             exclude=self.exclude,
             sequential=self.sequential,
             search_tokens=self.search_tokens,
+            calibrate_on=self.calibrate_on,
+            objective=self.objective,
             attention_bits=self.attention_bits,
         )
 
@@ -132,7 +210,7 @@ class Recipe(_Strict):
 def _site_plan(site: SiteRecipe) -> SitePlan:
     if site.inputs is None:
         return SitePlan(site.build_method(), None)
-    return SitePlan(site.build_method(), site.inputs.scheme(), search_clip=site.inputs.clip == "search")
+    return SitePlan(site.build_method(), site.inputs.plan(), search_clip=site.inputs.clip == "search")
 
 
 def recipe_names() -> tuple[str, ...]:

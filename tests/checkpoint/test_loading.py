@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
@@ -64,8 +65,8 @@ def test_tensor_of_another_shape(folder: Path) -> None:
 
 
 def test_other_versions_and_methods(folder: Path) -> None:
-    _edit(folder, lambda config: config["quantization_config"].update(format_version=2))
-    _refused(folder, "config.json", "format version 2")
+    _edit(folder, lambda config: config["quantization_config"].update(format_version=3))
+    _refused(folder, "config.json", "format version 3")
     _edit(folder, lambda config: config["quantization_config"].update(quant_method="gptq"))
     _refused(folder, "gptq")
     _edit(folder, lambda config: config.pop("quantization_config"))
@@ -78,6 +79,26 @@ def test_other_versions_and_methods(folder: Path) -> None:
 def test_damaged_schemes(folder: Path) -> None:
     _edit(folder, lambda config: config["quantization_config"]["linears"][0]["scheme"].pop("weights"))
     _refused(folder, "config.json", "weights")
+
+
+def test_damaged_embeddings(save: Save) -> None:
+    folder = save(tiny.quantize_embedding(tiny.quantize(tiny.llama())))
+    _edit(folder, lambda config: config["quantization_config"]["embeddings"][0]["scheme"].update(dtype="int8"))
+    _refused(folder, "config.json", "int8")
+
+
+def test_version_1_is_still_read(folder: Path) -> None:
+    expected = tiny.outputs(load_checkpoint(folder)[0])
+
+    def older(config: dict[str, Any]) -> None:
+        quantization = config["quantization_config"]
+        quantization["format_version"] = 1
+        del quantization["embeddings"]
+        for group in quantization["linears"]:
+            del group["scheme"]["exponents"]
+
+    _edit(folder, older)
+    assert torch.equal(tiny.outputs(load_checkpoint(folder)[0]), expected)
 
 
 def test_unknown_class(folder: Path) -> None:
@@ -95,8 +116,8 @@ def test_model_without_these_layers(folder: Path) -> None:
 
 
 def test_transformers_refuses_other_versions(folder: Path) -> None:
-    _edit(folder, lambda config: config["quantization_config"].update(format_version=2))
-    with pytest.raises(InputError, match="format version 2"):
+    _edit(folder, lambda config: config["quantization_config"].update(format_version=3))
+    with pytest.raises(InputError, match="format version 3"):
         transformers.AutoModelForCausalLM.from_pretrained(folder)
 
 
@@ -105,7 +126,7 @@ def test_registering_twice_is_harmless() -> None:
     register()
 
 
-@pytest.mark.parametrize("missing", ["linears", "recipe", "unfused_experts", "attention_bits"])
+@pytest.mark.parametrize("missing", ["linears", "embeddings", "recipe", "unfused_experts", "attention_bits"])
 def test_format_names_what_is_missing(missing: str) -> None:
     config = to_config(CheckpointFormat({}))
     del config[missing]

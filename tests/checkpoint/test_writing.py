@@ -131,3 +131,12 @@ def test_card(save: Save) -> None:
     card = (folder / "README.md").read_text()
     for text in ("import channelwise", "at random", "2304.09145", "os-plus-w8a8", "facebook/opt-125m", "12.5"):
         assert text in card
+    assert "Quantized embedding" not in card
+
+
+def test_card_of_llm_fp4_with_an_embedding(save: Save) -> None:
+    recipe = {"name": "llm-fp4", "stream": {"method": {"name": "llm_fp4"}}}
+    card = (save(tiny.quantize_embedding(tiny.quantize(tiny.llama())), recipe=recipe) / "README.md").read_text()
+    assert "2310.16836" in card
+    # 4 bits, and a float32 scale for 16 entries.
+    assert "Quantized embeddings: 1, 6.00 bits per weight" in card

@@ -9,11 +9,12 @@ import transformers as tf
 
 from channelwise.model.linears import bias_vector, is_linear, replace_module, weight_matrix
 from channelwise.numerics.granularity import ROW
-from channelwise.numerics.grids import IntegerGrid
+from channelwise.numerics.grids import FloatGrid, Grid, IntegerGrid
 from channelwise.numerics.quantizer import encode, parameters_of
 from channelwise.numerics.transform import ChannelTransform
+from channelwise.runtime.embedding import QuantizedEmbedding
 from channelwise.runtime.linear import QuantizedLinear
-from channelwise.runtime.scheme import InputScheme, LinearScheme, WeightScheme
+from channelwise.runtime.scheme import EmbeddingScheme, InputScheme, LinearScheme, WeightScheme
 
 Save = Callable[..., Path]
 """The fixture `save`: a model to the directory of its checkpoint."""
@@ -128,3 +129,31 @@ def quantized(module: torch.nn.Module, bits: int, kind: str) -> QuantizedLinear:
     bias = transform.fold_bias(weight, None if bias is None else bias.float())
     step = torch.tensor(0.1) if kind == "static" else None
     return QuantizedLinear.from_parts(scheme, encode(folded, parameters, grid, ROW), parameters, bias, transform, step)
+
+
+def quantize_embedding(model: Any, grid: Grid = FloatGrid(2, 1)) -> Any:  # noqa: B008 — frozen
+    """Replaces the input embedding by a table of this grid with row scales; returns the model."""
+    old = model.get_input_embeddings()
+    weight = old.weight.detach().float()
+    parameters = parameters_of(weight, grid, ROW)
+    dtype = str(old.weight.dtype).removeprefix("torch.")
+    scheme = EmbeddingScheme(weight.shape[0], weight.shape[1], WeightScheme(grid, ROW), dtype)
+    table = QuantizedEmbedding.from_parts(scheme, encode(weight, parameters, grid, ROW), parameters)
+    name = next(name for name, module in model.named_modules() if module is old)
+    replace_module(model, name, table)
+    return model
+
+
+def exponents_of_llm_fp4(model: Any) -> Any:
+    """Replaces every linear layer of the blocks by one of E2M1 weights and inputs with exponents; returns the model."""
+    grid = FloatGrid(2, 1)
+    for name, module in list(model.named_modules()):
+        if is_linear(module) and name.rpartition(".")[2] != "lm_head":
+            weight = weight_matrix(module).float()
+            parameters, columns = parameters_of(weight, grid, ROW), weight.shape[1]
+            inputs = InputScheme(grid, "static")
+            scheme = LinearScheme(columns, weight.shape[0], WeightScheme(grid, ROW), inputs, exponents=True)
+            codes, step, exponents = encode(weight, parameters, grid, ROW), torch.tensor(0.1), torch.arange(columns) % 4
+            layer = QuantizedLinear.from_parts(scheme, codes, parameters, input_step=step, input_exponent=exponents)
+            replace_module(model, name, layer)
+    return model

@@ -64,6 +64,46 @@ def bert(bert_source: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(bert_source, tmp_path / "bert"))
 
 
+@pytest.fixture(scope="session")
+def vit_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tiny.saved(tiny.vit(), None, tmp_path_factory.mktemp("models") / "vit")
+    tiny.image_processor().save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def classifier_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("models") / "classifier"
+    return tiny.saved(tiny.bert_classifier(), tiny.word_tokenizer(), directory)
+
+
+@pytest.fixture
+def vit(vit_source: Path, tmp_path: Path) -> Path:
+    """A tiny image classifier's directory that the test may spoil; its labels are circle, square, star."""
+    return Path(shutil.copytree(vit_source, tmp_path / "vit"))
+
+
+@pytest.fixture
+def classifier(classifier_source: Path, tmp_path: Path) -> Path:
+    """A tiny sequence classifier's directory that the test may spoil; its labels are dog, cat, house."""
+    return Path(shutil.copytree(classifier_source, tmp_path / "classifier"))
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """Twelve images in three labelled sub-folders."""
+    return tiny.image_folder(tmp_path / "images", ["circle", "square", "star"] * 4)
+
+
+@pytest.fixture
+def animals(tmp_path: Path) -> Path:
+    """Forty sentences labelled dog or cat."""
+    path = tmp_path / "animals.tsv"
+    lines = [f"{sentence}\t{'cat' if 'cat' in sentence else 'dog'}" for sentence in tiny.sentences(40)]
+    path.write_text("\n".join(["text\tlabel", *lines]) + "\n", encoding="utf-8")
+    return path
+
+
 @pytest.fixture
 def text(tmp_path: Path) -> Path:
     """Some thousand tokens."""

@@ -106,6 +106,39 @@ class TestTexts:
         assert "--samples" in refused(llama, "--samples", 0)
 
 
+class TestImages:
+    """Of calibration and of evaluation; what can be wrong with them is told in tests/model and tests/evaluation."""
+
+    def test_broken_files(self, refused: Refused, vit: Path, images: Path) -> None:
+        written(images / "star" / "002.png", b"\x89PNG")
+        line = refused(vit, "--data", images)
+        assert "1 of 12 images" in line and "002.png" in line
+
+    def test_an_empty_folder(self, refused: Refused, vit: Path, tmp_path: Path) -> None:
+        (tmp_path / "none").mkdir()
+        assert "no images" in refused(vit, "--data", tmp_path / "none")
+
+    def test_a_missing_npz(self, refused: Refused, vit: Path) -> None:
+        assert "no such folder or file: gone.npz" in refused(vit, "--data", "gone.npz")
+
+    def test_a_text_for_an_image_model(self, refused: Refused, vit: Path) -> None:
+        assert "reads images" in refused(vit)
+
+    def test_images_for_a_language_model(self, refused: Refused, llama: Path, images: Path) -> None:
+        assert "reads no images" in refused(llama, "--data", images)
+
+    def test_no_image_processor(self, refused: Refused, vit: Path, images: Path) -> None:
+        (vit / "preprocessor_config.json").unlink()
+        assert "preprocessor_config.json" in refused(vit, "--data", images)
+
+    def test_labels_unknown_to_the_model(self, run: Callable[..., Run], vit: Path, images: Path) -> None:
+        (images / "star").rename(images / "triangle")
+        done = run("evaluate", vit, "--images", images)
+        assert (done.status, done.stdout) == (2, "")
+        assert done.stderr.count("\n") == 1
+        assert "sub-folder triangle" in done.stderr and "circle, square, star" in done.stderr
+
+
 class TestRecipes:
     def test_unknown(self, refused: Refused, llama: Path) -> None:
         assert "outliertune-w6a6" in refused(llama, "--recipe", "outliertune-w6")
@@ -179,6 +212,7 @@ class TestUsage:
             (("generate", "demo", "--prompt", "x", "--max-tokens", "0"), "--max-tokens"),
             (("recipes", "outliertune"), "outliertune-w8a8"),
             (("evaluate", "demo"), "--perplexity"),
+            (("evaluate", "demo"), "--images"),
         ],
     )
     def test_one_line(self, run: Callable[..., Run], arguments: tuple[str, ...], said: str, llama: Path) -> None:
@@ -195,6 +229,21 @@ class TestUsage:
 
     def test_embeddings_need_the_original(self, run: Callable[..., Run], bert: Path, labelled: Path) -> None:
         assert "--against" in run("evaluate", bert, "--embeddings", labelled).stderr
+
+    def test_perplexity_of_a_classifier(self, run: Callable[..., Run], classifier: Path, text: Path) -> None:
+        done = run("evaluate", classifier, "--perplexity", text)
+        assert done.status == 2 and "--classification" in done.stderr
+
+    def test_classification_by_a_language_model(self, run: Callable[..., Run], llama: Path, animals: Path) -> None:
+        done = run("evaluate", llama, "--classification", animals)
+        assert done.status == 2 and "no sequence classifier" in done.stderr
+
+    def test_classification_labels_unknown_to_the_model(
+        self, run: Callable[..., Run], classifier: Path, labelled: Path
+    ) -> None:
+        labelled.write_text(labelled.read_text().replace("\t1\n", "\thorse\n"))
+        line = run("evaluate", classifier, "--classification", labelled).stderr
+        assert "labelled.tsv, line " in line and "'horse'" in line and "dog, cat, house" in line
 
     def test_compare_refuses_one_bad_recipe_before_any_work(
         self, run: Callable[..., Run], llama: Path, text: Path

@@ -4,10 +4,12 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
 from channelwise.recipe import recipe_names
+from tests.cli import tiny
 from tests.cli.conftest import Run
 
 EVALUATED = {"perplexity", "tokens", "seconds", "model_bytes", "bits_per_weight"}
@@ -83,6 +85,62 @@ def test_evaluate_embeddings(run: Callable[..., Run], bert: Path, labelled: Path
     assert 0.0 <= found["probe_accuracy"] <= 1.0 and 0.0 <= found["probe_accuracy_fp"] <= 1.0
     page = run("evaluate", output, "--embeddings", labelled, "--against", bert).stdout
     assert "linear probe" in page
+
+
+def test_evaluate_a_sequence_classifier(
+    run: Callable[..., Run], classifier: Path, animals: Path, tmp_path: Path
+) -> None:
+    alone = results_of(run("evaluate", classifier, "--classification", animals, "--json"))
+    assert set(alone) >= EVALUATED and alone["perplexity"] is None and alone["items"] == 40
+    assert "agreement" not in alone and "accuracy_fp" not in alone
+    output = tmp_path / "out"
+    done = run("quantize", classifier, "--recipe", "rtn-w8a8", "--data", animals, "--output", output)
+    assert done.status == 0, done.stderr
+    assert "--classification FILE.tsv --against" in " ".join(done.stdout.split())
+    options = ("--classification", animals, "--against", classifier)
+    found = results_of(run("evaluate", output, *options, "--json"))
+    assert found["accuracy_fp"] == alone["accuracy"]
+    assert abs(found["accuracy"] - found["accuracy_fp"]) <= 1 - found["agreement"] < 0.5
+    page = run("evaluate", output, *options).stdout
+    assert "accuracy" in page and "of 40" in page and "agreement" in page
+
+
+def test_evaluate_an_image_classifier(run: Callable[..., Run], vit: Path, images: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    done = run("quantize", vit, "--recipe", "rtn-w8a8", "--data", images, "--output", output)
+    assert done.status == 0, done.stderr
+    assert "--images DIR --against" in " ".join(done.stdout.split()) and "generate" not in done.stdout
+    found = results_of(run("evaluate", output, "--images", images, "--against", vit, "--json"))
+    assert set(found) >= EVALUATED and found["items"] == 12 and found["tokens"] == 0
+    assert abs(found["accuracy"] - found["accuracy_fp"]) <= 1 - found["agreement"] < 0.5
+    assert "of 12)" in run("evaluate", vit, "--images", images).stdout
+
+
+def test_an_npz_is_measured_like_the_folder(run: Callable[..., Run], vit: Path, images: Path, tmp_path: Path) -> None:
+    # Listed by label, so that is their order in the folder.
+    order = [0, 3, 6, 9, 1, 4, 7, 10, 2, 5, 8, 11]
+    labels = np.repeat(["circle", "square", "star"], 4)
+    np.savez(tmp_path / "images.npz", images=tiny.pictures(12)[order], labels=labels)
+    of_folder = results_of(run("evaluate", vit, "--images", images, "--json"))
+    of_npz = results_of(run("evaluate", vit, "--images", tmp_path / "images.npz", "--json"))
+    assert of_npz["accuracy"] == of_folder["accuracy"]
+
+
+def test_compare_classifiers(run: Callable[..., Run], vit: Path, images: Path) -> None:
+    options = ("--recipes", "rtn-w8a8,rtn-w4a4", "--data", images, "--images", images, "--samples", 4)
+    found = results_of(run("compare", vit, *options, "--json"))
+    assert found["fp"]["accuracy_fp"] == found["fp"]["accuracy"] and found["fp"]["agreement"] == 1.0
+    for results in found["recipes"].values():
+        assert set(results) == set(found["fp"]) | {"quantize_seconds"}
+        assert results["accuracy_fp"] == found["fp"]["accuracy"]
+    page = run("compare", vit, *options).stdout
+    assert "accuracy" in page and "100.0 %" in page and "agreement: share of the original's answers" in page
+    assert "perplexity" not in page
+
+
+def test_inspect_an_image_model(run: Callable[..., Run], vit: Path, images: Path) -> None:
+    found = results_of(run("inspect", vit, "--data", images, "--samples", 4, "--json"))
+    assert found["sites"][0]["tokens"] == 4 * 17
 
 
 def test_compare(run: Callable[..., Run], llama: Path, text: Path) -> None:

@@ -7,8 +7,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from channelwise.engine.evaluator import CLIPS, SiteEvaluator, loss_dependents, with_searched_clip
-from channelwise.engine.plan import Plan, SitePlan
-from channelwise.engine.quantize import quantize_linear
+from channelwise.engine.plan import InputPlan, Plan, SitePlan, WeightPlan
+from channelwise.engine.quantize import plain_layer, quantize_linear
 from channelwise.engine.walk import quantize_model
 from channelwise.errors import InputError, NumericalError
 from channelwise.methods import NoTransform, OutlierSuppressionPlus, OutlierTune
@@ -41,10 +41,10 @@ def tiny_llama() -> LlamaForCausalLM:
 
 
 def plan(bits: int = 8, method=OutlierTune(), kind: str = "static", **others) -> Plan:  # noqa: B008
-    inputs = InputScheme(IntegerGrid(bits), kind)
+    inputs = InputPlan((IntegerGrid(bits),), kind)
     site = SitePlan(method, inputs)
-    inner = SitePlan(NoTransform(), InputScheme(IntegerGrid(bits), "token"))
-    return Plan(WeightScheme(IntegerGrid(bits), ROW), site, inner, **others)
+    inner = SitePlan(NoTransform(), InputPlan((IntegerGrid(bits),), "token"))
+    return Plan(WeightPlan((IntegerGrid(bits),), ROW), site, inner, **others)
 
 
 @torch.no_grad()
@@ -138,7 +138,7 @@ def test_inputs_that_are_not_finite_stop_the_walk_at_their_site() -> None:
 
 def test_groups_wider_than_a_layer_are_refused_before_the_walk() -> None:
     wide = Plan(
-        WeightScheme(IntegerGrid(4), Granularity("row_group", 64)),
+        WeightPlan((IntegerGrid(4),), Granularity("row_group", 64)),
         SitePlan(NoTransform(), None),
         SitePlan(NoTransform(), None),
     )
@@ -155,7 +155,7 @@ def test_progress_names_every_block() -> None:
     assert [(label, done) for label, done, _ in told][1:] == [("block 1 of 2", 0), ("block 2 of 2", 1), ("done", 2)]
 
 
-def evaluator(name: str, inputs: InputScheme | None) -> SiteEvaluator:
+def evaluator(name: str, inputs: InputPlan | None) -> SiteEvaluator:
     model = tiny_llama()
     block = model.model.layers[0]
     call = capture_calls(model, find_blocks(model), BATCHES[:1])[0][0]
@@ -163,7 +163,7 @@ def evaluator(name: str, inputs: InputScheme | None) -> SiteEvaluator:
     low, high = torch.full((site.channels,), -40.0), torch.full((site.channels,), 40.0)
     return SiteEvaluator(
         block, site, ChannelStatistics(low, high, low + high, 1), [lambda: call.run(block)],
-        WeightScheme(IntegerGrid(8), ROW), inputs, loss_dependents(site),
+        WeightPlan((IntegerGrid(8),), ROW), inputs, loss_dependents(site),
     )  # fmt: skip
 
 
@@ -176,12 +176,12 @@ def test_the_loss_of_q_k_v_is_measured_behind_the_attention() -> None:
         # A scale on all key channels alike changes q·k only by weight rounding, v not at all: the loss stays small,
         # where coarse inputs change what attention gives.
         fine = q.loss(ChannelTransform())
-        coarse = evaluator("self_attn.q_proj", InputScheme(IntegerGrid(3), "token")).loss(ChannelTransform())
+        coarse = evaluator("self_attn.q_proj", InputPlan((IntegerGrid(3),), "token")).loss(ChannelTransform())
     assert 0 < fine < coarse
 
 
 def test_the_loss_of_a_single_layer_is_that_of_its_output() -> None:
-    down = evaluator("mlp.down_proj", InputScheme(IntegerGrid(6), "token"))
+    down = evaluator("mlp.down_proj", InputPlan((IntegerGrid(6),), "token"))
     transform = ChannelTransform()
     with torch.no_grad():
         loss = down.loss(transform)
@@ -209,6 +209,7 @@ def test_a_clip_shortens_the_step_and_saturates_what_is_beyond() -> None:
     layer = torch.nn.Linear(4, 3)
     statistics = ChannelStatistics(torch.full((4,), -2.0), torch.full((4,), 2.0), torch.zeros(4), 1)
     weights, inputs = WeightScheme(IntegerGrid(8), ROW), InputScheme(IntegerGrid(8), "static")
-    quantized = quantize_linear(layer, ChannelTransform(), statistics, weights, inputs, clip=0.5)
+    chosen = plain_layer(layer, ChannelTransform(), statistics, weights, inputs, clip=0.5)
+    quantized = quantize_linear(layer, ChannelTransform(), chosen)
     assert float(quantized.input_step) == pytest.approx(1.0 / 127)
     assert torch.equal(quantized(torch.full((1, 4), 2.0)), quantized(torch.full((1, 4), 1.0)))

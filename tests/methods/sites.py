@@ -7,7 +7,7 @@ import torch
 
 from channelwise.methods.site import ChannelStatistics, input_step
 from channelwise.numerics.granularity import ROW
-from channelwise.numerics.grids import IntegerGrid
+from channelwise.numerics.grids import Grid, IntegerGrid
 from channelwise.numerics.inputs import static_codes, static_vectors
 from channelwise.numerics.quantizer import fake_quantize, parameters_of
 from channelwise.numerics.transform import ChannelTransform
@@ -20,6 +20,26 @@ class TensorSite:
     x: torch.Tensor
     weights: Sequence[torch.Tensor]
     input_grid: IntegerGrid
+
+    @property
+    def input_grids(self) -> tuple[Grid, ...]:
+        """The one grid."""
+        return (self.input_grid,)
+
+    @property
+    def weight_grids(self) -> tuple[Grid, ...]:
+        """The same grid."""
+        return (self.input_grid,)
+
+    @property
+    def samples(self) -> torch.Tensor:
+        """All tokens."""
+        return self.x.flatten(0, 1)
+
+    @property
+    def importance(self) -> list[torch.Tensor | None]:
+        """Nothing known."""
+        return [None for _ in self.weights]
 
     @property
     def statistics(self) -> ChannelStatistics:

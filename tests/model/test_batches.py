@@ -1,5 +1,6 @@
 """Token ids in batches without padding."""
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -81,9 +82,44 @@ def test_token_ids_as_a_tensor(llama: Any) -> None:
     assert ids_of(calibration_batches(ids.int(), None, llama, samples=6, length=3, seed=0)) == ids.tolist()
 
 
-def test_pixel_values_as_a_tensor(llama: Any) -> None:
-    batches = calibration_batches(torch.rand(10, 3, 4, 4), None, llama, samples=9, length=3, seed=0)
-    assert [tuple(batch["pixel_values"].shape) for batch in batches] == [(8, 3, 4, 4), (1, 3, 4, 4)]
+def test_pixel_values_as_a_tensor() -> None:
+    batches = calibration_batches(torch.rand(10, 3, 16, 16), None, tiny.vit(), samples=9, length=3, seed=0)
+    assert [tuple(batch["pixel_values"].shape) for batch in batches] == [(8, 3, 16, 16), (1, 3, 16, 16)]
+
+
+def test_pixel_values_of_another_size() -> None:
+    with pytest.raises(InputError, match=r"\[3, 8, 8\].*own size"):
+        calibration_batches(torch.rand(4, 3, 8, 8), None, tiny.vit(), samples=2, length=3, seed=0)
+
+
+def test_images_are_chosen_by_the_seed_and_only_those_are_decoded(tmp_path: Path) -> None:
+    folder = tiny.image_folder(tmp_path, ["star"] * 20)
+    processor = tiny.image_processor()
+    everything = processor(images=list(tiny.pictures(20)), return_tensors="pt")["pixel_values"]
+
+    def chosen(seed: int) -> list[int]:
+        batches = calibration_batches(folder, None, tiny.vit(), samples=9, length=3, seed=seed, processor=processor)
+        assert [len(batch["pixel_values"]) for batch in batches] == [8, 1]
+        rows = torch.cat([batch["pixel_values"] for batch in batches])
+        return [next(i for i, row in enumerate(everything) if torch.equal(row, found)) for found in rows]
+
+    places = chosen(0)
+    assert places == chosen(0) == sorted(set(places)) != chosen(1)
+    (folder / "star" / f"{min(set(range(20)) - set(places)):03}.png").write_text("broken")
+    assert chosen(0) == places
+    (folder / "star" / f"{places[4]:03}.png").write_text("broken")
+    with pytest.raises(InputError, match=rf"1 of 9 images cannot be read, first .*{places[4]:03}.png"):
+        chosen(0)
+
+
+def test_texts_and_images_go_to_models_that_read_them(llama: Any, tmp_path: Path) -> None:
+    folder = tiny.image_folder(tmp_path, ["star"])
+    for data in (folder, torch.rand(2, 3, 4, 4)):
+        with pytest.raises(InputError, match="LlamaForCausalLM reads no images"):
+            calibration_batches(data, tiny.byte_tokenizer(), llama, samples=1, length=4, seed=0)
+    for texts in (LIST, torch.ones(2, 3, dtype=torch.int64)):
+        with pytest.raises(InputError, match="ViTForImageClassification reads images"):
+            calibration_batches(texts, None, tiny.vit(), samples=1, length=4, seed=0)
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,7 @@ def test_tsv_with_labels(tmp_path: Path) -> None:
     texts = read_texts(file(tmp_path, "a.tsv", 'label\ttext\r\n1\tone "quoted\r\n0\t \r\n0\ttwo\u2028half\r\n'))
     assert texts.items == ('one "quoted', "two\u2028half")
     assert texts.labels == ("1", "0")
+    assert [texts.place(0), texts.place(1)] == ["line 2", "line 4"]
 
 
 def test_tsv_without_labels(tmp_path: Path) -> None:

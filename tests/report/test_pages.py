@@ -9,7 +9,7 @@ from rich.console import Console
 from channelwise.recipe import load_recipe, recipe_names
 from channelwise.report.format import duration, megabytes, number
 from channelwise.report.inspection import advice, sites_table
-from channelwise.report.tables import comparison_table, evaluation_table, recipes_table
+from channelwise.report.tables import comparison_table, evaluation_table, legend, recipes_table
 
 FLOATING = {
     "perplexity": 28.1,
@@ -22,8 +22,14 @@ FLOATING = {
 }
 CODED = {**FLOATING, "perplexity": 6182.0, "perplexity_ratio": 220.0, "bits_per_weight": 4.1, "quantize_seconds": 200.4}
 EMBEDDED = {"cosine_mean": 0.9988, "cosine_min": 0.98, "probe_accuracy": 0.814, "probe_accuracy_fp": 0.82}
+CLASSIFIED = {"items": 872, "accuracy": 0.9128, "accuracy_fp": 0.9151, "agreement": 0.9885}
 COMPARISON = {"fp": FLOATING, "recipes": {"outliertune-static-w8a8": CODED, "rtn-w4a4": CODED}}
 BOTH = {"fp": {**FLOATING, **EMBEDDED}, "recipes": {"outliertune-static-w8a8": {**CODED, **EMBEDDED}}}
+SILENT = {"perplexity": None, "perplexity_ratio": None}
+CLASSIFIERS = {
+    "fp": {**FLOATING, **SILENT, **CLASSIFIED, "agreement": 1.0},
+    "recipes": {"outliertune-static-w8a8": {**CODED, **SILENT, **CLASSIFIED}},
+}
 
 
 def site(**changes: Any) -> SimpleNamespace:
@@ -65,6 +71,32 @@ def test_a_wide_comparison_shows_bits_too() -> None:
     assert "4.10" in rendered(comparison_table(COMPARISON, 100), 100)
     narrow = rendered(comparison_table(BOTH, 60), 60)
     assert "4.10" not in narrow and "0.9988" in narrow
+
+
+@pytest.mark.parametrize("width", [60, 80, 100])
+def test_a_comparison_of_classifiers(width: int) -> None:
+    page = rendered(comparison_table(CLASSIFIERS, width), width)
+    assert "…" not in page and "× FP" not in page
+    assert "91.3 %" in page and "98.9 %" in page and "100.0 %" in page
+
+
+def test_the_legend_tells_of_what_is_shown() -> None:
+    assert legend(COMPARISON, 100).split(" · ") == [
+        "× FP: perplexity over the original's",
+        "bits: of a weight, with its scales",
+        "time: to quantize",
+    ]
+    assert "bits" not in legend(BOTH, 60)
+    assert max(map(len, legend(COMPARISON, 60).splitlines())) <= 60
+    assert legend(CLASSIFIERS, 60).startswith("agreement: ") and "× FP" not in legend(CLASSIFIERS, 60)
+
+
+def test_an_evaluation_of_a_classifier() -> None:
+    page = rendered(evaluation_table({**FLOATING, **SILENT, **CLASSIFIED}), 60)
+    assert "91.3 %" in page and "of 872, FP 91.5 %" in page and "98.9 %" in page
+    alone = {key: CLASSIFIED[key] for key in ("items", "accuracy")}
+    page = rendered(evaluation_table({**FLOATING, **SILENT, **alone}), 60)
+    assert "(of 872)" in page and "agreement" not in page
 
 
 def test_an_evaluation_shows_what_was_measured() -> None:

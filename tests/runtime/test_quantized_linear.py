@@ -10,61 +10,19 @@ from hypothesis import strategies as st
 
 from channelwise.numerics.granularity import ROW, TENSOR, Granularity
 from channelwise.numerics.grids import FloatGrid, Grid, IntegerGrid
-from channelwise.numerics.quantizer import encode, parameters_from_range, parameters_of
-from channelwise.numerics.transform import ChannelTransform
+from channelwise.numerics.quantizer import encode, parameters_of
 from channelwise.runtime.linear import QuantizedLinear
 from channelwise.runtime.scheme import InputScheme, LinearScheme, WeightScheme
+from tests.runtime.layers import assert_equals_definition, build
 
 GRANULARITIES = [TENSOR, ROW, Granularity("column"), Granularity("row_group", 5), Granularity("column_group", 3)]
-
-
-def build(
-    rows: int,
-    columns: int,
-    weights: WeightScheme,
-    inputs: InputScheme | None,
-    bias: bool = True,
-    shift: bool = False,
-    scale: bool = False,
-    seed: int = 0,
-) -> QuantizedLinear:
-    """A layer with random contents; its static input range is about ±2 after the transform."""
-    torch.manual_seed(seed)
-    transform = ChannelTransform(torch.randn(columns) if shift else None, torch.rand(columns) + 0.1 if scale else None)
-    weight = torch.randn(rows, columns)
-    parameters = parameters_of(weight, weights.grid, weights.granularity)
-    step = zero_point = None
-    if inputs is not None and inputs.kind == "static":
-        range_ = parameters_from_range(torch.tensor(-1.5), torch.tensor(2.0), inputs.grid)
-        step, zero_point = range_.scale, range_.zero_point
-    return QuantizedLinear.from_parts(
-        LinearScheme(columns, rows, weights, inputs, bias=bias, shift=shift, scale=scale),
-        encode(weight, parameters, weights.grid, weights.granularity),
-        parameters,
-        torch.randn(rows) if bias else None,
-        transform,
-        step,
-        zero_point,
-    )
-
-
-def assert_equals_definition(layer: QuantizedLinear, x: torch.Tensor) -> None:
-    """Up to float32 rounding of the sum of magnitudes, and that of the output's dtype."""
-    found, expected = layer(x), layer.fake_forward(x)
-    assert found.dtype == x.dtype
-    assert found.shape == expected.shape
-    size = layer._decoded_input(x).abs() @ layer.dequantized_weight().double().abs().t() + 1.0
-    tolerance = 3e-6 * size + torch.finfo(x.dtype).eps * expected.abs()
-    assert bool(((found.double() - expected).abs() <= tolerance).all())
 
 
 grids = st.one_of(
     st.builds(IntegerGrid, st.integers(2, 8), st.booleans()),
     st.sampled_from([FloatGrid(2, 1), FloatGrid(1, 2), FloatGrid(3, 0), FloatGrid(2, 3), FloatGrid(3, 2)]),
 )
-input_schemes = st.none() | st.builds(
-    InputScheme, st.builds(IntegerGrid, st.integers(2, 8), st.booleans()), st.sampled_from(["static", "token"])
-)
+input_schemes = st.none() | st.builds(InputScheme, grids, st.sampled_from(["static", "token"]))
 
 
 @settings(max_examples=120, deadline=None)
@@ -183,3 +141,17 @@ def test_from_parts_checks_the_parts() -> None:
         QuantizedLinear.from_parts(scheme, codes, parameters, input_step=torch.tensor(1.0))
     with pytest.raises(ValueError, match="bias has shape"):
         QuantizedLinear.from_parts(scheme, codes, parameters, torch.zeros(5), input_step=torch.tensor(1.0))
+
+
+@pytest.mark.parametrize(("grid", "largest"), [(FloatGrid(2, 1), 3), (FloatGrid(3, 0), 7), (IntegerGrid(8), 255)])
+def test_from_parts_checks_the_exponents(grid: Grid, largest: int) -> None:
+    scheme = LinearScheme(10, 6, W8, InputScheme(grid, "static"), exponents=True)
+    parts = (scheme, torch.zeros(6, 10, dtype=torch.int16), parameters_of(torch.ones(6, 10), W8.grid, ROW))
+    step, exponents = torch.tensor(1.0), torch.full((10,), largest)
+    assert QuantizedLinear.from_parts(*parts, input_step=step, input_exponent=exponents).input_exponent is not None
+    with pytest.raises(ValueError, match="input_exponent is missing"):
+        QuantizedLinear.from_parts(*parts, input_step=step)
+    for wrong in (largest + 1, -1):
+        exponents[3] = wrong
+        with pytest.raises(ValueError, match=f"outside 0 … {largest}"):
+            QuantizedLinear.from_parts(*parts, input_step=step, input_exponent=exponents)

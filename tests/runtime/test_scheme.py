@@ -25,16 +25,26 @@ float_grids = st.integers(2, 8).flatmap(
 granularities = st.sampled_from(["tensor", "row", "column"]).map(Granularity) | st.builds(
     Granularity, st.sampled_from(["row_group", "column_group"]), st.integers(1, 1024)
 )
-schemes = st.builds(
-    LinearScheme,
-    in_features=st.integers(1, 2**16),
-    out_features=st.integers(1, 2**16),
-    weights=st.builds(WeightScheme, integer_grids | float_grids, granularities),
-    inputs=st.none() | st.builds(InputScheme, integer_grids, st.sampled_from(["static", "token"])),
-    bias=st.booleans(),
-    shift=st.booleans(),
-    scale=st.booleans(),
-)
+grids = integer_grids | float_grids
+input_schemes = st.builds(InputScheme, grids, st.sampled_from(["static", "token"]))
+shiftable = st.builds(InputScheme, st.builds(IntegerGrid, st.integers(2, 8)) | float_grids, st.just("static"))
+
+
+def schemes_with(inputs: st.SearchStrategy, exponents: bool) -> st.SearchStrategy:
+    return st.builds(
+        LinearScheme,
+        in_features=st.integers(1, 2**16),
+        out_features=st.integers(1, 2**16),
+        weights=st.builds(WeightScheme, grids, granularities),
+        inputs=inputs,
+        bias=st.booleans(),
+        shift=st.booleans(),
+        scale=st.booleans(),
+        exponents=st.just(exponents),
+    )
+
+
+schemes = schemes_with(st.none() | input_schemes, False) | schemes_with(shiftable, True)
 EXAMPLE = LinearScheme(
     8, 4, WeightScheme(FloatGrid(2, 1), Granularity("row_group", 4)), InputScheme(IntegerGrid(8, False), "static")
 )
@@ -63,14 +73,24 @@ def test_the_form_that_checkpoints_hold():
         "bias": False,
         "shift": False,
         "scale": False,
+        "exponents": False,
     }
 
 
-def test_inputs_on_a_floating_point_grid_are_refused():
+def test_without_the_key_there_are_no_exponents():
+    # Format version 1 had none.
     data = scheme_to_dict(EXAMPLE)
-    data["inputs"]["grid"] = grid_to_dict(FloatGrid(2, 1))
-    with pytest.raises(ValueError, match="integers only"):
-        scheme_from_dict(data)
+    del data["exponents"]
+    assert scheme_from_dict(data) == EXAMPLE
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [None, InputScheme(FloatGrid(2, 1), "token"), InputScheme(IntegerGrid(8, symmetric=False), "static")],
+)
+def test_exponents_need_a_static_input_without_zero_point(inputs):
+    with pytest.raises(ValueError, match="static input on a symmetric grid"):
+        LinearScheme(8, 4, EXAMPLE.weights, inputs, exponents=True)
 
 
 @pytest.mark.parametrize("grid", [{}, {"posit": {}}, {"integer": {"bits": 4}, "float": {}}])

@@ -10,6 +10,7 @@ PAPERS = {
     "outliertune": "OutlierTune, arXiv:2406.18832",
     "os_plus": "Outlier Suppression+, arXiv:2304.09145",
     "smoothquant": "SmoothQuant, arXiv:2211.10438",
+    "llm_fp4": "LLM-FP4, arXiv:2310.16836",
 }
 """Methods by the name that recipes call them, and where they are from."""
 
@@ -29,6 +30,8 @@ class CardFacts:
     bits_per_weight: float
     bytes: int
     has_tokenizer: bool
+    embeddings: int = 0
+    bits_per_embedding: float = 0.0
 
 
 def model_card(facts: CardFacts) -> str:
@@ -55,8 +58,11 @@ def _about(facts: CardFacts, source: str) -> str:
     lines = [
         f"- Original model: {source} ({facts.architecture})",
         f"- Quantized linear layers: {facts.linears}, {facts.bits_per_weight:.2f} bits per weight with their scales",
-        f"- Weight files: {facts.bytes / 1e6:.1f} MB",
     ]
+    if facts.embeddings:
+        bits = f"{facts.bits_per_embedding:.2f} bits per weight with their scales"
+        lines.append(f"- Quantized embeddings: {facts.embeddings}, {bits}")
+    lines.append(f"- Weight files: {facts.bytes / 1e6:.1f} MB")
     if summary := facts.recipe.get("summary"):
         lines.append(f"- Recipe: {summary}")
     papers = _papers(facts.recipe)

@@ -1,6 +1,7 @@
 """What lets transformers load a channelwise checkpoint: AutoModel….from_pretrained works once `register` has run."""
 
-from typing import Any
+from dataclasses import replace
+from typing import Any, TypeVar
 
 from torch import nn
 from transformers.quantizers.auto import (
@@ -14,8 +15,11 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from channelwise.checkpoint.format import QUANT_METHOD, CheckpointFormat, from_config
 from channelwise.errors import InputError
+from channelwise.runtime.embedding import QuantizedEmbedding
 from channelwise.runtime.linear import QuantizedLinear
-from channelwise.runtime.scheme import LinearScheme
+from channelwise.runtime.scheme import EmbeddingScheme
+
+_Scheme = TypeVar("_Scheme")
 
 
 class ChannelwiseConfig(QuantizationConfigMixin):
@@ -32,7 +36,7 @@ class ChannelwiseConfig(QuantizationConfigMixin):
 
 
 class ChannelwiseQuantizer(HfQuantizer):
-    """Puts empty quantized linear layers where the checkpoint has them, before transformers loads the weights."""
+    """Puts empty quantized layers where the checkpoint has them, before transformers loads the weights."""
 
     requires_calibration = True
     quantization_config: ChannelwiseConfig
@@ -72,7 +76,7 @@ def register() -> None:
 
 
 def apply_format(model: nn.Module, data: CheckpointFormat) -> None:
-    """Replaces the model's linear layers, in place, by empty ones of the checkpoint's schemes, on the meta device.
+    """Replaces the model's quantized layers, in place, by empty ones of the checkpoint's schemes, on the meta device.
 
     Layers that only the checkpoint's own model class has (a head, say) are left out.
     Raises InputError if the model has none of the layers.
@@ -90,10 +94,20 @@ def apply_format(model: nn.Module, data: CheckpointFormat) -> None:
         )
     for name, scheme in schemes.items():
         replace_module(model, name, QuantizedLinear(scheme, device="meta"))
+    for name, table in _schemes_in(model, data.embeddings).items():
+        replace_module(model, name, _empty_table(model.get_submodule(name), table))
     _forget_ties(model)
 
 
-def _schemes_in(model: nn.Module, schemes: dict[str, LinearScheme]) -> dict[str, LinearScheme]:
+def _empty_table(floating: nn.Module, scheme: EmbeddingScheme) -> QuantizedEmbedding:
+    """In place of the module in floating point, with the dtype that the model is loaded in."""
+    dtype = str(floating.weight.dtype).removeprefix("torch.")
+    table = QuantizedEmbedding(replace(scheme, dtype=dtype), device="meta")
+    table.padding_idx = getattr(floating, "padding_idx", None)
+    return table
+
+
+def _schemes_in(model: nn.Module, schemes: dict[str, _Scheme]) -> dict[str, _Scheme]:
     """The schemes under the names of this model, which may be the checkpoint's model with or without its head."""
     known = {name for name, _ in model.named_modules()}
     prefix = f"{getattr(model, 'base_model_prefix', '')}."
@@ -107,7 +121,7 @@ def _schemes_in(model: nn.Module, schemes: dict[str, LinearScheme]) -> dict[str,
 
 
 def _forget_ties(model: nn.Module) -> None:
-    """A quantized head has codes of its own, so nothing ties it to the embeddings any more."""
+    """A quantized head or embedding has codes of its own, so nothing ties the other one to it any more."""
     ties: dict[str, str] = getattr(model, "all_tied_weights_keys", {})
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     for target, source in list(ties.items()):

@@ -23,7 +23,11 @@ def checkpoint_tensors(model: Any) -> dict[str, torch.Tensor]:
     for target, source in getattr(model, "all_tied_weights_keys", {}).items():
         if target in tensors and source in tensors and _is_same(tensors[target], tensors[source]):
             del tensors[target]
-    return {name: _own(tensor) for name, tensor in tensors.items()}
+    owners: dict[int, str] = {}
+    for name, tensor in tensors.items():
+        is_first = owners.setdefault(tensor.data_ptr(), name) == name or tensor.numel() == 0
+        tensors[name] = _own(tensor, is_first)
+    return tensors
 
 
 def write_shards(tensors: dict[str, torch.Tensor], folder: Path, largest: int = LARGEST_SHARD) -> int:
@@ -60,8 +64,9 @@ def _is_same(a: torch.Tensor, b: torch.Tensor) -> bool:
     return a.data_ptr() == b.data_ptr() and a.shape == b.shape and a.dtype == b.dtype
 
 
-def _own(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor itself, or a copy where it is a view: safetensors writes no shared memory."""
+def _own(tensor: torch.Tensor, is_first: bool) -> torch.Tensor:
+    """The tensor itself, or a copy where it is a view or not the first of its memory: safetensors writes none twice."""
     tensor = tensor.detach()
-    whole = tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
+    filled = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
+    whole = is_first and filled and tensor.is_contiguous()
     return tensor if whole else tensor.clone(memory_format=torch.contiguous_format)

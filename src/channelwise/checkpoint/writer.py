@@ -4,7 +4,7 @@ import copy
 import errno
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from channelwise.checkpoint.card import CardFacts, model_card
 from channelwise.checkpoint.format import CheckpointFormat, to_config
 from channelwise.checkpoint.shards import checkpoint_tensors, write_shards
 from channelwise.errors import InputError
+from channelwise.runtime.embedding import QuantizedEmbedding
 from channelwise.runtime.linear import QuantizedLinear
 
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
@@ -57,7 +58,7 @@ def save_checkpoint(
     record: dict[str, Any],
     overwrite: bool,
 ) -> None:
-    """Writes a transformers model with QuantizedLinear layers so that `load_checkpoint` and transformers load it.
+    """Writes a transformers model with quantized layers so that `load_checkpoint` and transformers load it.
 
     source_name: directory or hub name of the original, for the card and its processor files. record: what was measured.
     The directory appears at once and whole; whatever goes wrong, or an interruption, leaves what was there before.
@@ -78,10 +79,11 @@ def format_of(model: torch.nn.Module, recipe: dict[str, Any]) -> CheckpointForma
     """What config.json has to say about this model."""
     from channelwise.model.experts import UnfusedExperts
 
-    modules = dict(model.named_modules())
+    modules = dict(model.named_modules(remove_duplicate=False))
     schemes = {name: module.scheme for name, module in modules.items() if isinstance(module, QuantizedLinear)}
     experts = tuple(name for name, module in modules.items() if isinstance(module, UnfusedExperts))
-    return CheckpointFormat(schemes, recipe, experts, recipe.get("attention_bits"))
+    embeddings = {name: module.scheme for name, module in modules.items() if isinstance(module, QuantizedEmbedding)}
+    return CheckpointFormat(schemes, recipe, experts, recipe.get("attention_bits"), embeddings)
 
 
 def _write_config(model: Any, folder: Path, recipe: dict[str, Any]) -> None:
@@ -102,14 +104,16 @@ def _write_texts(
     total: int,
 ) -> None:
     layers = [module for module in model.modules() if isinstance(module, QuantizedLinear)]
-    weights = sum(layer.in_features * layer.out_features for layer in layers)
+    tables = [module for module in model.modules() if isinstance(module, QuantizedEmbedding)]
     facts = CardFacts(
         source=source_name,
         architecture=type(model).__name__,
         recipe=recipe,
         record=record,
         linears=len(layers),
-        bits_per_weight=8.0 * sum(layer.weight_bytes() for layer in layers) / max(weights, 1),
+        bits_per_weight=_bits(layers),
+        embeddings=len(tables),
+        bits_per_embedding=_bits(tables),
         bytes=total,
         has_tokenizer=tokenizer is not None,
     )
@@ -118,6 +122,12 @@ def _write_texts(
         tokenizer.save_pretrained(folder)
     if getattr(model, "generation_config", None) is not None and model.can_generate():
         model.generation_config.save_pretrained(folder)
+
+
+def _bits(layers: Sequence[QuantizedLinear | QuantizedEmbedding]) -> float:
+    """Stored bits over the number of weights, 0 where there are none."""
+    entries = sum(layer.weight.numel() for layer in layers)
+    return 8.0 * sum(layer.weight_bytes() for layer in layers) / max(entries, 1)
 
 
 def _copy_extra_files(source_name: str, folder: Path) -> None:

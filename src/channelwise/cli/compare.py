@@ -7,10 +7,12 @@ import typer
 from channelwise.cli.options import (
     AsJson,
     CalibrationLength,
+    ClassificationFile,
     Data,
     Debug,
     Device,
     EmbeddingsFile,
+    ImageFiles,
     Model,
     PerplexityText,
     Samples,
@@ -30,6 +32,8 @@ def compare(
     data: Data,
     perplexity: PerplexityText = None,
     embeddings: EmbeddingsFile = None,
+    classification: ClassificationFile = None,
+    images: ImageFiles = None,
     samples: Samples = None,
     length: CalibrationLength = None,
     perplexity_length: PerplexityLength = None,
@@ -48,7 +52,7 @@ def compare(
     quiet_libraries()
     from channelwise import api
     from channelwise.recipe import recipe_names
-    from channelwise.report.tables import LEGEND, comparison_table
+    from channelwise.report.tables import comparison_table, legend
 
     names = recipe_names() if recipes == "all" else [name.strip() for name in recipes.split(",") if name.strip()]
     with reported_progress() as progress:
@@ -58,6 +62,8 @@ def compare(
             data=data,
             perplexity=perplexity,
             embeddings=embeddings,
+            classification=classification,
+            images=images,
             samples=samples,
             length=length,
             perplexity_length=perplexity_length,
@@ -70,4 +76,4 @@ def compare(
         return
     console = results_console()
     console.print(comparison_table(results, console.width))
-    console.print(f"\n{LEGEND}", style="dim")
+    console.print(f"\n{legend(results, console.width)}", style="dim")

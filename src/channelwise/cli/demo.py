@@ -20,7 +20,7 @@ def demo(samples: Samples = SAMPLES, seed: Seed = 0, as_json: AsJson = False, de
     quiet_libraries()
     from channelwise.api import compare
     from channelwise.recipe import recipe_names
-    from channelwise.report.tables import LEGEND, comparison_table
+    from channelwise.report.tables import comparison_table, legend
 
     with reported_progress() as progress:
         results = compare(
@@ -37,4 +37,4 @@ def demo(samples: Samples = SAMPLES, seed: Seed = 0, as_json: AsJson = False, de
         return
     console = results_console()
     console.print(comparison_table(results, console.width))
-    console.print(f"\n{LEGEND}", style="dim")
+    console.print(f"\n{legend(results, console.width)}", style="dim")

@@ -4,13 +4,27 @@ from typing import Annotated
 
 import typer
 
-from channelwise.cli.options import AsJson, Debug, Device, EmbeddingsFile, Model, PerplexityText
+from channelwise.cli.options import (
+    AsJson,
+    ClassificationFile,
+    Debug,
+    Device,
+    EmbeddingsFile,
+    ImageFiles,
+    Model,
+    PerplexityText,
+)
 
 Length = Annotated[
     int | None, typer.Option("--length", metavar="L", help="Tokens of a window. Default: 512 or the model's limit.")
 ]
 Against = Annotated[
-    str | None, typer.Option("--against", metavar="FP_MODEL", help="The floating-point original, for --embeddings.")
+    str | None,
+    typer.Option(
+        "--against",
+        metavar="FP_MODEL",
+        help="The floating-point original: needed for --embeddings; gives the agreement of a classifier's answers.",
+    ),
 ]
 
 
@@ -18,6 +32,8 @@ def evaluate(
     model: Model,
     perplexity: PerplexityText = None,
     embeddings: EmbeddingsFile = None,
+    classification: ClassificationFile = None,
+    images: ImageFiles = None,
     against: Against = None,
     length: Length = None,
     device: Device = "cpu",
@@ -28,6 +44,10 @@ def evaluate(
 
     Perplexity: the whole text tokenized once, in windows of L, mean token loss over all of them. Embeddings: mean of
     the last hidden states, cosine to those of --against, and a linear probe if FILE.tsv has the columns text and label.
+
+    Classifiers: accuracy, and the share of answers that are those of --against. A label is a name of the model's, or
+    the number of a class, from 0. Images go through the model's own image processor. Broken images are not skipped:
+    they are counted, the first is named, and nothing is measured.
     """
     from channelwise.cli.output import print_json, quiet_libraries, results_console
 
@@ -36,7 +56,14 @@ def evaluate(
     from channelwise.report.tables import evaluation_table
 
     results = api.evaluate(
-        model, perplexity=perplexity, length=length, embeddings=embeddings, against=against, device=device
+        model,
+        perplexity=perplexity,
+        length=length,
+        embeddings=embeddings,
+        classification=classification,
+        images=images,
+        against=against,
+        device=device,
     )
     if as_json:
         print_json(results)

@@ -9,7 +9,13 @@ Model = Annotated[
     str, typer.Argument(metavar="MODEL", help="A model directory, a hub name, or demo.", show_default=False)
 ]
 Data = Annotated[
-    str, typer.Option("--data", metavar="TEXT", help="Calibration text: .txt, .jsonl or .tsv.", show_default=False)
+    str,
+    typer.Option(
+        "--data",
+        metavar="TEXT|IMAGES",
+        help="Calibration text: .txt, .jsonl or .tsv; for image models a folder of images, or a .npz.",
+        show_default=False,
+    ),
 ]
 Recipe = Annotated[
     str,
@@ -27,6 +33,18 @@ PerplexityText = Annotated[
 EmbeddingsFile = Annotated[
     str | None,
     typer.Option("--embeddings", metavar="FILE.tsv", help="Measure sentence embeddings; labels give a linear probe."),
+]
+ClassificationFile = Annotated[
+    str | None,
+    typer.Option("--classification", metavar="FILE.tsv", help="Measure accuracy on its columns text and label."),
+]
+ImageFiles = Annotated[
+    str | None,
+    typer.Option(
+        "--images",
+        metavar="DIR|FILE.npz",
+        help="Measure accuracy on a folder with a sub-folder for each label, or the arrays images and labels.",
+    ),
 ]
 Seed = Annotated[int, typer.Option("--seed", metavar="S", help="Chooses the calibration samples.")]
 Device = Annotated[str, typer.Option("--device", metavar="D", help="cpu, cuda, cuda:1, …")]

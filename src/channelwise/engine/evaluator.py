@@ -1,7 +1,7 @@
 """What a candidate transform costs: the change of a site's output under the recipe's quantizers."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -10,14 +10,15 @@ from torch import nn
 from torch.nn.functional import linear as apply_linear
 
 from channelwise.engine.hooks import captured_call, run_until_seen, stand_ins
+from channelwise.engine.plan import InputPlan, WeightPlan
+from channelwise.engine.sampling import TokenSampler
 from channelwise.methods.site import ChannelStatistics, Choice, SiteView, input_step
 from channelwise.model.linears import bias_vector, weight_matrix
 from channelwise.model.sites import Site
-from channelwise.numerics.grids import IntegerGrid
-from channelwise.numerics.inputs import static_codes, static_vectors, token_codes
+from channelwise.numerics.grids import Grid
 from channelwise.numerics.quantizer import fake_quantize, parameters_of
 from channelwise.numerics.transform import ChannelTransform
-from channelwise.runtime.scheme import InputScheme, WeightScheme
+from channelwise.runtime.encoding import encoder_of
 
 CLIPS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.6, 0.5, 0.4)
 """Shares of the calibration range that a searched clip tries."""
@@ -31,21 +32,42 @@ class SiteEvaluator:
     that attention follows, what reaches the next linear layers (so softmax(qkᵀ)v and act(gate)·up, whatever the
     architecture does in between); for a single layer its own output.
 
-    runs: one callable per search sample that runs the block on it.
+    runs: one callable per search sample that runs the block on it; all_runs: one per calibration sample, of which
+    `samples` takes the sampler's tokens. importance_of: by layer, of those tokens.
     """
 
     block: nn.Module
     site: Site
     statistics: ChannelStatistics
     runs: Sequence[Callable[[], Any]]
-    weight_scheme: WeightScheme
-    input_scheme: InputScheme | None
+    weight_plan: WeightPlan
+    input_plan: InputPlan | None
     dependents: tuple[str, ...]
+    all_runs: Sequence[Callable[[], Any]] = ()
+    sampler: TokenSampler = field(default_factory=TokenSampler)
+    importance_of: Mapping[str, torch.Tensor | None] = field(default_factory=dict)
 
     @property
-    def input_grid(self) -> IntegerGrid | None:
-        """The grid of the site's input."""
-        return None if self.input_scheme is None else self.input_scheme.grid
+    def weight_grids(self) -> tuple[Grid, ...]:
+        """The grids that the weights may have."""
+        return self.weight_plan.grids
+
+    @property
+    def input_grids(self) -> tuple[Grid, ...]:
+        """The grids that the site's input may have; none where it stays floating point."""
+        return () if self.input_plan is None else self.input_plan.grids
+
+    @cached_property
+    def samples(self) -> torch.Tensor:
+        """The sampler's tokens of the site's input, float32 [tokens, channels]."""
+        inputs = [(index, self._site_input(run)) for index, run in enumerate(self.all_runs)]
+        return torch.cat([self.sampler.chosen(index, x).float() for index, x in inputs if x is not None])
+
+    @property
+    def importance(self) -> list[torch.Tensor | None]:
+        """By layer, float32 [tokens, out_features]; None where nothing is known, or not of just these tokens."""
+        found = [self.importance_of.get(name) for name in self.site.linears]
+        return [None if part is None or len(part) != len(self.samples) else part.float() for part in found]
 
     @cached_property
     def weights(self) -> tuple[torch.Tensor, ...]:
@@ -117,7 +139,7 @@ class SiteEvaluator:
         return [seen[name] for name in self.dependents]
 
     def _quantized_weight(self, transform: ChannelTransform, weight: torch.Tensor) -> torch.Tensor:
-        scheme = self.weight_scheme
+        scheme = self.weight_plan.scheme
         folded = transform.fold_weight(weight)
         return fake_quantize(
             folded, parameters_of(folded, scheme.grid, scheme.granularity), scheme.grid, scheme.granularity
@@ -125,15 +147,14 @@ class SiteEvaluator:
 
     def _quantized_input(self, transform: ChannelTransform, x: torch.Tensor, clip: float) -> torch.Tensor:
         """The decoded input codes, still transformed, float32."""
-        scheme = self.input_scheme
-        if scheme is None:
+        if self.input_plan is None:
             return transform.apply(x.float())
-        if scheme.kind == "token":
-            codes, step, zero_point = token_codes(x, transform, scheme.grid)
-        else:
+        scheme = self.input_plan.scheme
+        step, zero_point = None, None
+        if scheme.kind == "static":
             step, zero_point = input_step(self.statistics, transform, scheme.grid, clip)
-            codes = static_codes(x, *static_vectors(transform, step, zero_point), scheme.grid)
-        return (codes if zero_point is None else codes - zero_point) * step
+        encoder = encoder_of(scheme, transform, step, zero_point, None)
+        return transform.apply(x.float()) if encoder is None else encoder(x).values()
 
 
 def _constant(output: torch.Tensor) -> Callable[..., torch.Tensor]:

@@ -7,21 +7,20 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
-from channelwise.engine.evaluator import SiteEvaluator, loss_dependents, with_searched_clip
-from channelwise.engine.hooks import run_until_seen
+from channelwise.engine.embedding import quantize_embedding
+from channelwise.engine.fisher import output_importance
 from channelwise.engine.plan import Plan, SiteRecord, WalkRecord
-from channelwise.engine.quantize import quantize_linear
-from channelwise.engine.statistics import StatisticsBuilder
+from channelwise.engine.sampling import TokenSampler
+from channelwise.engine.stage import Replacements, Stage, install, quantize_sites
+from channelwise.engine.tail import Tail, head_name, head_site
 from channelwise.errors import InputError, NumericalError
-from channelwise.methods.site import ChannelStatistics, Choice
 from channelwise.model.attention import use_quantized_attention
+from channelwise.model.batches import is_causal
 from channelwise.model.blocks import BlockList, find_blocks
 from channelwise.model.calls import BlockCall, capture_calls
-from channelwise.model.linears import is_linear, replace_module, weight_matrix
+from channelwise.model.linears import is_linear, linear_names, weight_matrix
 from channelwise.model.sites import Site, discover_sites
-from channelwise.numerics.transform import ChannelTransform
 from channelwise.runtime.linear import QuantizedLinear
-from channelwise.runtime.scheme import InputScheme, LinearScheme
 
 Batch = dict[str, torch.Tensor]
 Progress = Callable[[str, int, int], None]
@@ -44,17 +43,25 @@ def quantize_model(
     started = time.perf_counter()
     blocks = find_blocks(model)
     check_plan(model, blocks, plan)
-    if plan.attention_bits is not None:
-        use_quantized_attention(model, plan.attention_bits)
     report = progress or (lambda label, done, total: None)
-    report("reading the calibration data", 0, len(blocks.names))
-    walker = _Walker(plan, capture_calls(model, blocks, [_probe_batch(batches[0]), *batches]), seed)
+    stages = len(blocks.names) + (head_to_quantize(model, plan) is not None)
+    report("reading the calibration data", 0, stages)
+    walker = _Walker(model, blocks, plan, batches, seed)
     records: list[SiteRecord] = []
-    for index, block in enumerate(blocks.modules(model)):
-        report(f"block {index + 1} of {len(blocks.names)}", index, len(blocks.names))
-        records += walker.quantize_block(block, index, blocks.names[index])
-    report("done", len(blocks.names), len(blocks.names))
-    return WalkRecord(tuple(records), time.perf_counter() - started)
+    for index, name in enumerate(blocks.names):
+        report(f"block {index + 1} of {len(blocks.names)}", index, stages)
+        records += walker.quantize_block(index, name)
+    if stages > len(blocks.names):
+        report("output layer", len(blocks.names), stages)
+        records += walker.quantize_head()
+    report("done", stages, stages)
+    return WalkRecord(tuple(records), time.perf_counter() - started, walker.finish_embedding())
+
+
+def head_to_quantize(model: nn.Module, plan: Plan) -> str | None:
+    """The full name of the output layer, if the model has one and the plan does not leave it in floating point."""
+    name = head_name(model) if plan.head is not None else None
+    return None if name is None or plan.excludes(name) else name
 
 
 def check_plan(model: nn.Module, blocks: BlockList, plan: Plan) -> None:
@@ -80,97 +87,124 @@ def check_plan(model: nn.Module, blocks: BlockList, plan: Plan) -> None:
 class _Walker:
     """The state of one walk: the calls of every block, and the hidden states at the current block boundary."""
 
-    def __init__(self, plan: Plan, calls: list[list[BlockCall]], seed: int) -> None:
-        self.plan = plan
-        self.calls = calls
-        self.hidden = [sample[0].hidden() for sample in calls]
+    def __init__(
+        self, model: nn.Module, blocks: BlockList, plan: Plan, batches: Sequence[Batch], seed: int
+    ) -> None:
+        self.model, self.blocks, self.plan, self.batches = model, blocks, plan, batches
+        self.probe = _probe_batch(batches[0])
+        self.sampler = TokenSampler(min(1.0, plan.search_tokens / self._count_tokens()), seed)
+        self.importance = self._importance(seed)
+        if plan.attention_bits is not None:
+            use_quantized_attention(model, plan.attention_bits)
+        self.embedding: dict[str, float | str] | None = None
+        if plan.calibrate_on == "quantized":
+            self.finish_embedding()
+        self.calls = capture_calls(model, blocks, [self.probe, *batches])
+        self.hidden = [sample[0].hidden() for sample in self.calls]
         self.search = self._search_samples(seed)
 
-    def quantize_block(self, block: nn.Module, index: int, name: str) -> list[SiteRecord]:
+    def quantize_block(self, index: int, name: str) -> list[SiteRecord]:
         """Quantizes one block and moves the hidden states behind it."""
+        block = self.model.get_submodule(name)
         sites = discover_sites(block, self.calls[0][index].with_hidden(self.hidden[0]))
-        sites = tuple(s for s in sites if not all(self.plan.excludes(f"{name}.{linear}") for linear in s.linears))
-        records: list[SiteRecord] = []
-        if self.plan.sequential:
-            for level in sorted({site.level for site in sites}):
-                chosen = [site for site in sites if site.level == level]
-                records += self._quantize_sites(block, index, name, chosen)
-        else:
-            records += self._quantize_sites(block, index, name, list(sites))
-        self._advance(block, index, name)
-        return records
-
-    def _quantize_sites(self, block: nn.Module, index: int, name: str, sites: list[Site]) -> list[SiteRecord]:
-        statistics = self._collect(block, index, sites)
-        choices = {}
-        for site in sites:
-            found = statistics.get(site.name)
-            if found is not None:
-                _check_finite(found, f"{name}.{site.name}")
-                choices[site.name] = self._choose(block, index, site, found)
-        # All choices are made on floating-point layers before any of this level is replaced.
-        for site in sites:
-            self._replace(block, name, site, choices.get(site.name), statistics.get(site.name))
-        return [_record(name, s, statistics.get(s.name), choices.get(s.name)) for s in sites]
-
-    def _collect(self, block: nn.Module, index: int, sites: list[Site]) -> dict[str, ChannelStatistics]:
-        builders = {site.name: StatisticsBuilder(site.channels) for site in sites}
-        for sample in range(1, len(self.calls)):
-            run = self._run(block, index, sample)
-            run_until_seen(run, block, list(builders), lambda site, x: builders[site].update(x))
-        return {site: builder.finish() for site, builder in builders.items() if builder.tokens}
-
-    def _choose(self, block: nn.Module, index: int, site: Site, statistics: ChannelStatistics) -> Choice:
-        site_plan = self.plan.site_plan(site.kind)
-        evaluator = SiteEvaluator(
-            block=block,
-            site=site,
-            statistics=statistics,
-            runs=[self._run(block, index, sample) for sample in self.search],
-            weight_scheme=self.plan.weights,
-            input_scheme=site_plan.inputs,
-            dependents=loss_dependents(site),
+        stage = Stage(
+            root=block,
+            name=name,
+            sites=tuple(s for s in sites if not all(self.plan.excludes(f"{name}.{linear}") for linear in s.linears)),
+            run=lambda sample: self.calls[sample + 1][index].run(block, self.hidden[sample + 1]),
+            samples=len(self.batches),
+            search=self.search,
+            sampler=self.sampler,
+            importance=self.importance,
         )
-        choice = site_plan.method.choose(evaluator)
-        return with_searched_clip(choice, evaluator) if site_plan.search_clip else choice
+        return self._quantize_stage(stage, lambda: self._advance(block, index, name))
 
-    def _replace(
-        self, block: nn.Module, name: str, site: Site, choice: Choice | None, statistics: ChannelStatistics | None
-    ) -> None:
-        inputs = self.plan.site_plan(site.kind).inputs
-        if statistics is None and inputs is not None:
-            # An expert that no token reached: nothing is known of its range, so it is found at run time.
-            inputs = InputScheme(inputs.grid, "token")
-        transform, clip = (choice.transform, choice.clip) if choice else (ChannelTransform(), 1.0)
-        for linear in site.linears:
-            if self.plan.excludes(f"{name}.{linear}"):
-                continue
-            module = block.get_submodule(linear)
-            quantized = quantize_linear(module, transform, statistics, self.plan.weights, inputs, clip)
-            _check_layer(quantized.weight_scale, quantized.scheme, f"{name}.{linear}")
-            replace_module(block, linear, quantized)
+    def quantize_head(self) -> list[SiteRecord]:
+        """Quantizes the layer behind the blocks that gives the logits."""
+        name = head_to_quantize(self.model, self.plan)
+        if name is None:
+            return []
+        tail = Tail.of(self.model, self.blocks, self.probe)
+        stage = Stage(
+            root=self.model,
+            name="",
+            sites=(head_site(self.model, name),),
+            run=lambda sample: tail.run(self.batches[sample], self.hidden[sample + 1]),
+            samples=len(self.batches),
+            search=self.search,
+            sampler=self.sampler,
+            importance=self.importance,
+        )
+        return self._quantize_stage(stage, lambda: None)
 
-    def _advance(self, block: nn.Module, index: int, name: str) -> None:
-        for sample in range(len(self.calls)):
-            self.hidden[sample] = self._run(block, index, sample)()
-            if not bool(torch.isfinite(self.hidden[sample]).all()):
-                raise NumericalError(f"{name}: its output is not finite after quantization; try more bits")
-        # What the integer products prepared would otherwise stay in memory for every block that is done.
-        for module in block.modules():
+    def finish_embedding(self) -> dict[str, float | str]:
+        """Quantizes the token embedding, unless that is done or not wanted; what was chosen."""
+        if self.embedding is None:
+            plan = self.plan.embedding
+            self.embedding = {} if plan is None else quantize_embedding(self.model, plan)
+        return self.embedding
+
+    def _quantize_stage(self, stage: Stage, advance: Callable[[], None]) -> list[SiteRecord]:
+        """All sites of a stage, in the plan's order of looking and replacing; then on behind it."""
+        records: list[SiteRecord] = []
+        later: Replacements = {}
+        for sites in self._groups(stage.sites):
+            # All choices are made on floating-point layers before any of this group is replaced.
+            found, layers = quantize_sites(stage, sites, self.plan)
+            records += found
+            if self.plan.calibrate_on == "original":
+                later |= layers
+            else:
+                install(stage, layers)
+        advance()
+        install(stage, later)
+        # What the integer products prepared would otherwise stay in memory for every stage that is done.
+        for module in stage.root.modules():
             if isinstance(module, QuantizedLinear):
                 module.release()
+        return records
 
-    def _run(self, block: nn.Module, index: int, sample: int) -> Callable[[], torch.Tensor]:
-        return lambda: self.calls[sample][index].run(block, self.hidden[sample])
+    def _groups(self, sites: Sequence[Site]) -> list[list[Site]]:
+        """Sites that are quantized at once: level by level, or all, if none shall see another's rounding."""
+        if not self.plan.sequential or self.plan.calibrate_on == "original":
+            return [list(sites)]
+        return [[site for site in sites if site.level == level] for level in sorted({site.level for site in sites})]
+
+    def _advance(self, block: nn.Module, index: int, name: str) -> None:
+        for sample, hidden in enumerate(self.hidden):
+            self.hidden[sample] = self.calls[sample][index].run(block, hidden)
+            if not bool(torch.isfinite(self.hidden[sample]).all()):
+                raise NumericalError(f"{name}: its output is not finite after quantization; try more bits")
+
+    def _count_tokens(self) -> float:
+        """How many tokens the calibration set has; how many an image is made of, only the model knows."""
+        ids = [batch["input_ids"].numel() for batch in self.batches if "input_ids" in batch]
+        if ids:
+            return float(sum(ids))
+        hidden = capture_calls(self.model, self.blocks, [self.probe])[0][0].hidden()
+        items = sum(len(next(iter(batch.values()))) for batch in self.batches)
+        return hidden[..., 0].numel() / len(next(iter(self.probe.values()))) * items
+
+    def _importance(self, seed: int) -> dict[str, torch.Tensor]:
+        """The Fisher information of every layer's output, where the plan's objective asks for it."""
+        objective = self.plan.objective
+        if objective == "output" or (objective == "auto" and is_causal(self.model)):
+            return {}
+        first = self.model.get_submodule(self.blocks.names[0])
+        names = [f"{block}.{n}" for block in self.blocks.names for n in linear_names(self.model.get_submodule(block))]
+        head = head_to_quantize(self.model, self.plan)
+        return output_importance(
+            self.model, first, [*names, *([head] if head else [])], self.batches, self.sampler, seed
+        )
 
     def _search_samples(self, seed: int) -> list[int]:
-        """Calibration samples (batches) in random order until `search_tokens` are reached; the probe is left out."""
-        order = list(range(1, len(self.calls)))
+        """Calibration samples (batches) in random order until `search_tokens` are reached."""
+        order = list(range(len(self.batches)))
         random.Random(seed).shuffle(order)
         chosen, tokens = [], 0
         for sample in order:
             chosen.append(sample)
-            tokens += self.hidden[sample][..., 0].numel()
+            tokens += self.hidden[sample + 1][..., 0].numel()
             if tokens >= self.plan.search_tokens:
                 break
         return chosen
@@ -182,35 +216,3 @@ def _probe_batch(batch: Batch) -> Batch:
     if "pixel_values" in few:
         return few
     return {key: value[:, :PROBE_TOKENS] if value.dim() == 2 else value for key, value in few.items()}
-
-
-def _check_finite(statistics: ChannelStatistics, name: str) -> None:
-    if not bool(torch.isfinite(statistics.minimum + statistics.maximum).all()):
-        raise NumericalError(f"{name}: its input has values that are not finite; check the model's weights and dtype")
-
-
-def _check_layer(scale: torch.Tensor, scheme: LinearScheme, name: str) -> None:
-    if not bool(torch.isfinite(scale).all()):
-        raise NumericalError(f"{name}: its weight has values that are not finite; check the model's weights")
-
-
-def _record(name: str, site: Site, statistics: ChannelStatistics | None, choice: Choice | None) -> SiteRecord:
-    linears = tuple(f"{name}.{linear}" for linear in site.linears)
-    if statistics is None:
-        return SiteRecord(
-            linears[0], linears, site.kind, site.channels, 0, 0.0, 0.0, 0.0, {"note": "no token reached it"}
-        )
-    largest = statistics.absolute_maximum
-    half = (statistics.maximum - statistics.minimum) / 2
-    asymmetry = statistics.center.abs() / half.clamp(min=torch.finfo(torch.float32).tiny)
-    return SiteRecord(
-        name=linears[0],
-        linears=linears,
-        kind=site.kind,
-        channels=site.channels,
-        tokens=statistics.tokens,
-        largest=float(largest.amax()),
-        median=float(largest.median()),
-        asymmetry=float(asymmetry[half > 0].amax()) if bool((half > 0).any()) else 0.0,
-        notes=dict(choice.notes) if choice else {},
-    )

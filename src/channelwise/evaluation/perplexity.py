@@ -34,7 +34,8 @@ def need_language_model(model: torch.nn.Module) -> None:
     head = getattr(model, "get_output_embeddings", lambda: None)()
     if head is None:
         raise InputError(
-            f"{type(model).__name__} predicts no tokens, so it has no perplexity; evaluate it with --embeddings"
+            f"{type(model).__name__} predicts no tokens, so it has no perplexity; evaluate it with --embeddings, "
+            "--classification or --images"
         )
 
 

@@ -1,5 +1,6 @@
 """The methods, by the names that recipes use. A new method is one file and a line here."""
 
+from channelwise.methods.llm_fp4 import LlmFp4
 from channelwise.methods.none import NoTransform
 from channelwise.methods.os_plus import OutlierSuppressionPlus
 from channelwise.methods.outliertune import OutlierTune
@@ -10,6 +11,7 @@ METHODS = {
     "smoothquant": SmoothQuant,
     "os_plus": OutlierSuppressionPlus,
     "outliertune": OutlierTune,
+    "llm_fp4": LlmFp4,
 }
 
-__all__ = ["METHODS", "NoTransform", "OutlierSuppressionPlus", "OutlierTune", "SmoothQuant"]
+__all__ = ["METHODS", "LlmFp4", "NoTransform", "OutlierSuppressionPlus", "OutlierTune", "SmoothQuant"]

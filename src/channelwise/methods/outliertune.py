@@ -7,6 +7,7 @@ from pydantic.dataclasses import dataclass
 
 from channelwise.methods.options import OPTIONS
 from channelwise.methods.site import ChannelStatistics, Choice, SiteView, positive
+from channelwise.numerics.grids import FloatGrid, Grid
 from channelwise.numerics.transform import ChannelTransform
 
 SMALLEST_SHARE = 2.0**-23
@@ -28,11 +29,11 @@ class OutlierTune:
 
     def choose(self, site: SiteView) -> Choice:
         """Centre, then the ranges of the centred channels, then the scale: the paper's order."""
-        if site.input_grid is None:
-            raise ValueError("OutlierTune needs quantized inputs")
-        levels = site.input_grid.highest if site.input_grid.symmetric else site.input_grid.highest / 2
+        if len(site.input_grids) != 1:
+            raise ValueError("OutlierTune needs inputs quantized to one grid")
+        levels = _levels(site.input_grids[0])
         kinds = ("none", "whole_steps", "center") if self.shift == "search" else (self.shift,)
-        transforms = {kind: self._transform(site.statistics, kind, float(levels)) for kind in kinds}
+        transforms = {kind: self._transform(site.statistics, kind, levels) for kind in kinds}
         if len(kinds) == 1:
             return Choice(transforms[kinds[0]], {"shift": kinds[0]})
         losses = {kind: site.loss(transform) for kind, transform in transforms.items()}
@@ -49,6 +50,13 @@ class OutlierTune:
             steps = channel_steps(statistics.absolute_maximum_around(center), levels - 0.5)
             center = torch.round(center / steps) * steps
         return ChannelTransform(shift=center, scale=steps)
+
+
+def _levels(grid: Grid) -> float:
+    """How many steps reach from the centre to the end of the grid."""
+    if isinstance(grid, FloatGrid):
+        return grid.largest_value
+    return float(grid.highest) if grid.symmetric else grid.highest / 2
 
 
 def channel_steps(largest: torch.Tensor, levels: float) -> torch.Tensor:

@@ -6,9 +6,12 @@ from typing import Protocol
 
 import torch
 
-from channelwise.numerics.grids import IntegerGrid
-from channelwise.numerics.quantizer import parameters_from_range
+from channelwise.numerics.grids import Grid
+from channelwise.numerics.quantizer import Parameters, parameters_from_range
 from channelwise.numerics.transform import ChannelTransform
+from channelwise.runtime.scheme import InputScheme, WeightScheme
+
+Notes = Mapping[str, float | str]
 
 
 @dataclass(frozen=True)
@@ -40,15 +43,41 @@ class ChannelStatistics:
 
 
 @dataclass(frozen=True)
+class InputQuantizer:
+    """A layer's input quantizer: its scheme, and what a static one needs.
+
+    step: float32 []. zero_point: float32 [] or None. exponents: integers [channels] or None, the pre-shifted exponent
+    bias b_j of LLM-FP4: channel j is quantized times 2^b_j, and its weight column times 2^−b_j.
+    """
+
+    scheme: InputScheme
+    step: torch.Tensor | None = None
+    zero_point: torch.Tensor | None = None
+    exponents: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class LayerChoice:
+    """The quantizers of one linear layer: its (transformed) weight's scheme and parameters, its input, and notes."""
+
+    weights: WeightScheme
+    parameters: Parameters
+    inputs: InputQuantizer | None
+    notes: Notes = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Choice:
     """A decision for one site: the transform, and notes that reports show (such as the chosen t).
 
     clip: the share of the transformed range that a static input quantizer covers; what is beyond saturates.
+    layers: the quantizers of the site's layers, in their order; None: the recipe's, with min-max ranges.
     """
 
     transform: ChannelTransform
-    notes: Mapping[str, float | str] = field(default_factory=dict)
+    notes: Notes = field(default_factory=dict)
     clip: float = 1.0
+    layers: tuple[LayerChoice, ...] | None = None
 
 
 class SiteView(Protocol):
@@ -65,8 +94,26 @@ class SiteView(Protocol):
         ...
 
     @property
-    def input_grid(self) -> IntegerGrid | None:
-        """The grid of the site's input, None where inputs stay floating point."""
+    def input_grids(self) -> tuple[Grid, ...]:
+        """The grids that the site's input may have; none where inputs stay floating point."""
+        ...
+
+    @property
+    def weight_grids(self) -> tuple[Grid, ...]:
+        """The grids that the weights may have."""
+        ...
+
+    @property
+    def samples(self) -> torch.Tensor:
+        """Some tokens of the site's input, drawn at random, float32 [tokens, channels]."""
+        ...
+
+    @property
+    def importance(self) -> Sequence[torch.Tensor | None]:
+        """For each layer the diagonal Fisher information of its outputs at `samples`, or None for 1 everywhere.
+
+        float32 [tokens, out_features], the squared gradient of the model's loss.
+        """
         ...
 
     def loss(self, transform: ChannelTransform, clip: float = 1.0) -> float:
@@ -87,7 +134,7 @@ class Method(Protocol):
 
 
 def input_step(
-    statistics: ChannelStatistics, transform: ChannelTransform, grid: IntegerGrid, clip: float = 1.0
+    statistics: ChannelStatistics, transform: ChannelTransform, grid: Grid, clip: float = 1.0
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Step and zero point (float32 []) of a static quantizer that covers `clip` times the transformed range."""
     low = transform.apply(statistics.minimum).amin() * clip

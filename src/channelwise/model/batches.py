@@ -1,36 +1,61 @@
-"""Token ids for a model: windows of a running text, or single texts; batches never hold padding."""
+"""Inputs for a model: windows of a running text, single texts, or images; batches never hold padding."""
 
 import inspect
 import random
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from channelwise.errors import InputError
+from channelwise.model.images import Images, check_images, names_images, read_images
+from channelwise.model.pixels import need_image_model, need_text_model, pixels_for
+from channelwise.model.sources import one_line
 from channelwise.model.texts import Texts, read_texts
+from channelwise.runtime.embedding import QuantizedEmbedding
 
 TOKENS_PER_BATCH = 2048
 IMAGES_PER_BATCH = 8
 
 Batch = dict[str, torch.Tensor]
-Data = str | Path | Sequence[str] | Texts | torch.Tensor
+Data = str | Path | Sequence[str] | Texts | Images | torch.Tensor
+_Item = TypeVar("_Item")
+
+
+def read_data(data: Data) -> Texts | Images | torch.Tensor:
+    """Texts read and checked, images listed; tensors as they are. Raises InputError as their readers do."""
+    if isinstance(data, torch.Tensor | Images):
+        return data
+    return read_images(data) if names_images(data) else read_texts(data)
 
 
 def calibration_batches(
-    data: Data, tokenizer: Any, model: torch.nn.Module, *, samples: int, length: int, seed: int
+    data: Data, tokenizer: Any, model: torch.nn.Module, *, samples: int, length: int, seed: int, processor: Any = None
 ) -> list[Batch]:
     """Batches of at most `samples` samples, chosen without repetition by the seed, of ≤ 2048 tokens each, no padding.
 
     A causal model, and any model given a .txt, gets windows of exactly `length` tokens of the running text; other
-    models get one text a sample, cut off at `length`. Tensors are taken as they are: token ids [N, L] or pixel values
-    [N, C, H, W]. Raises InputError where there is less than one window, no tokenizer, or an id beyond the vocabulary.
+    models get one text a sample, cut off at `length`. Of images only the chosen ones are decoded, for the processor.
+    Tensors are taken as they are: token ids [N, L] or pixel values [N, C, H, W]. Raises InputError where there is less
+    than one window, no tokenizer, an id beyond the vocabulary; where images do not fit, or are of the other kind.
     """
+    data = read_data(data)
     if isinstance(data, torch.Tensor):
         return _tensor_batches(data, model, samples, seed)
-    texts = read_texts(data)
+    if isinstance(data, Images):
+        pixels = pixels_for(model, data, processor)
+        places = _choose(range(len(data)), samples, seed)
+        check_images(data, places)
+        return _image_batches(pixels.take(places), model)
+    return _text_batches(data, tokenizer, model, samples, length, seed)
+
+
+def _text_batches(
+    texts: Texts, tokenizer: Any, model: torch.nn.Module, samples: int, length: int, seed: int
+) -> list[Batch]:
+    need_text_model(model, texts.source)
     _need_tokenizer(tokenizer, texts)
     if is_causal(model):
         windows = _stream_windows(texts, tokenizer, length)
@@ -112,7 +137,7 @@ def vocabulary_size(model: torch.nn.Module) -> int | None:
     """Rows of the input embedding; None where the model has none (an image model)."""
     getter = getattr(model, "get_input_embeddings", None)
     embedding = getter() if callable(getter) else None
-    return embedding.num_embeddings if isinstance(embedding, torch.nn.Embedding) else None
+    return embedding.num_embeddings if isinstance(embedding, torch.nn.Embedding | QuantizedEmbedding) else None
 
 
 def check_vocabulary(batches: Sequence[Batch], model: torch.nn.Module, source: str) -> None:
@@ -133,6 +158,18 @@ def accepted(model: torch.nn.Module, batch: Batch) -> Batch:
     open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     device = next(model.parameters()).device
     return {name: value.to(device) for name, value in batch.items() if name in parameters or open_ended}
+
+
+@torch.no_grad()
+def try_images(model: torch.nn.Module, pixels: torch.Tensor) -> Any:
+    """The model's outputs for the first image of [N, C, H, W]. Raises InputError where it does not take such images."""
+    try:
+        return model(**accepted(model, {"pixel_values": pixels[:1]}))
+    except (ValueError, RuntimeError, TypeError) as error:
+        raise InputError(
+            f"{type(model).__name__} does not take pixel values [C, H, W] of {list(pixels.shape[1:])} "
+            f"({one_line(error)}); give images, or an image processor, of the model's own size"
+        ) from error
 
 
 def _need_tokenizer(tokenizer: Any, texts: Texts) -> None:
@@ -178,14 +215,21 @@ def _tensor_batches(data: torch.Tensor, model: torch.nn.Module, samples: int, se
             f"give integer token ids [N, L] or floating-point pixel values [N, C, H, W]"
         )
     if is_pixels:
-        chosen = torch.stack(_choose(list(data), samples, seed))
-        return [{"pixel_values": part} for part in chosen.split(IMAGES_PER_BATCH)]
+        need_image_model(model, "the tensor [N, C, H, W]")
+        return _image_batches(torch.stack(_choose(list(data), samples, seed)), model)
+    need_text_model(model, "the tensor [N, L]")
     batches = equal_length_batches(_choose(list(data.long()), samples, seed), with_mask=not is_causal(model))
     check_vocabulary(batches, model, "the tensor of token ids")
     return batches
 
 
-def _choose(sequences: list[torch.Tensor], samples: int, seed: int) -> list[torch.Tensor]:
+def _image_batches(pixels: torch.Tensor, model: torch.nn.Module) -> list[Batch]:
+    """Batches {pixel_values [B, C, H, W]}. Raises InputError where the model does not take such images."""
+    try_images(model, pixels)
+    return [{"pixel_values": part} for part in pixels.split(IMAGES_PER_BATCH)]
+
+
+def _choose(sequences: Sequence[_Item], samples: int, seed: int) -> list[_Item]:
     """At most `samples` of the sequences, without repetition, in their order."""
     if samples < 1:
         raise InputError(f"{samples} calibration samples are none; give --samples 1 or more")

@@ -69,7 +69,7 @@ class _Recorder:
         """Keeps the call of one block; returns the hidden state it was called with."""
         if index in self.calls:
             raise InputError(f"block {index} is called more than once in one pass: such a model cannot be walked")
-        position = _hidden_position(args, kwargs)
+        position = hidden_position(args, kwargs)
         hidden = args[position] if isinstance(position, int) else kwargs[position]
         call = BlockCall(args, kwargs, position).with_hidden(None)
         call = replace(
@@ -163,8 +163,11 @@ def _holds_tensor(value: Any) -> bool:
     return isinstance(value, torch.Tensor)
 
 
-def _hidden_position(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int | str:
-    """The first floating-point tensor of two or more dimensions, positional arguments first."""
+def hidden_position(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int | str:
+    """Where a block call's hidden state stands: the first floating-point tensor of two or more dimensions.
+
+    Positional arguments come first. Raises InputError if there is none.
+    """
     places: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
     for place, value in places:
         if isinstance(value, torch.Tensor) and value.is_floating_point() and value.ndim >= 2:

@@ -15,6 +15,7 @@ from transformers.utils import logging
 from channelwise.errors import InputError
 from channelwise.model.blocks import find_blocks
 from channelwise.model.sources import model_directory, one_line, read_json
+from channelwise.runtime.embedding import QuantizedEmbedding
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -44,7 +45,7 @@ def load_model(
         raise InputError(f"{path_or_name} is already quantized: give the original model")
     model_class = _model_class(config, folder)
     _check_files(folder)
-    with _quiet():
+    with quiet():
         model = _load_weights(model_class, folder, dtype)
         tokenizer = _load_tokenizer(folder)
     _check_finite(model, folder)
@@ -135,7 +136,7 @@ def _check_tokenizer(model: nn.Module, tokenizer: Any, folder: Path) -> None:
         embedding = model.get_input_embeddings()  # type: ignore[operator]
     except (NotImplementedError, AttributeError):
         return
-    if not isinstance(embedding, nn.Embedding):
+    if not isinstance(embedding, nn.Embedding | QuantizedEmbedding):
         return
     largest = max(tokenizer.get_vocab().values(), default=-1)
     if largest >= embedding.num_embeddings:
@@ -146,7 +147,7 @@ def _check_tokenizer(model: nn.Module, tokenizer: Any, folder: Path) -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """transformers says nothing and shows no progress bars; as before afterwards."""
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()

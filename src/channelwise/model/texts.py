@@ -18,13 +18,18 @@ class Texts:
     """Texts and where they came from.
 
     source: for messages. items: never empty, each not blank. is_stream: one running text (.txt), of which only windows
-    make sense. labels: one per item, where the file has them.
+    make sense. labels: one per item, where the file has them. lines: their line numbers in it.
     """
 
     source: str
     items: tuple[str, ...]
     is_stream: bool = False
     labels: tuple[str, ...] | None = None
+    lines: tuple[int, ...] | None = None
+
+    def place(self, index: int) -> str:
+        """Where the label of the item stands, for messages."""
+        return f"labels[{index}]" if self.lines is None else f"line {self.lines[index]}"
 
     @property
     def stream(self) -> str:
@@ -118,8 +123,10 @@ def _from_tsv(path: Path, content: str) -> Texts:
             raise InputError(f"{path}, line {number} has {len(values)} columns, the header has {len(columns)}; mend it")
         cells.append(values)
     texts = [values[columns.index("text")] for values in cells]
-    labels = tuple(values[columns.index("label")] for values in cells) if "label" in columns else None
-    return _checked(str(path), texts, labels)
+    if "label" not in columns:
+        return _checked(str(path), texts)
+    labels = tuple(values[columns.index("label")] for values in cells)
+    return _checked(str(path), texts, labels, tuple(number for number, _ in rows))
 
 
 def _from_list(items: Sequence[str]) -> Texts:
@@ -130,13 +137,17 @@ def _from_list(items: Sequence[str]) -> Texts:
     return _checked("the list of texts", list(items))
 
 
-def _checked(source: str, items: list[str], labels: tuple[str, ...] | None = None) -> Texts:
+def _checked(
+    source: str, items: list[str], labels: tuple[str, ...] | None = None, lines: tuple[int, ...] | None = None
+) -> Texts:
     """Texts without blank items. Raises InputError where nothing is left."""
     kept = [index for index, item in enumerate(items) if item.strip()]
     if not kept:
         raise InputError(f"{source} has no text in it; give at least one text")
     chosen = tuple(items[index] for index in kept)
-    return Texts(source, chosen, labels=labels and tuple(labels[index] for index in kept))
+    if labels is None or lines is None:
+        return Texts(source, chosen)
+    return Texts(source, chosen, labels=tuple(labels[i] for i in kept), lines=tuple(lines[i] for i in kept))
 
 
 def _from_hub(name: str) -> Texts:

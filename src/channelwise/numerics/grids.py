@@ -83,6 +83,22 @@ class FloatGrid:
 Grid = IntegerGrid | FloatGrid
 
 
+def float_grids(bits: int) -> tuple[FloatGrid, ...]:
+    """Every EeMm of this width with e ≥ 1, the fewest exponent bits first: E1M2, E2M1, E3M0 for 4 bits.
+
+    Raises ValueError for a width that has none (outside 2…8).
+    """
+    _check_bits(bits)
+    return tuple(FloatGrid(exponent_bits, bits - 1 - exponent_bits) for exponent_bits in range(1, bits))
+
+
+def grid_name(grid: Grid) -> str:
+    """`E2M1`, `INT4`, or `UINT4` for an integer grid with a zero point."""
+    if isinstance(grid, FloatGrid):
+        return f"E{grid.exponent_bits}M{grid.mantissa_bits}"
+    return f"{'' if grid.symmetric else 'U'}INT{grid.bits}"
+
+
 def bias_for_largest(grid: FloatGrid, largest: torch.Tensor) -> torch.Tensor:
     """The real-valued exponent bias b̃ at which the grid's largest value is `largest` (> 0).
 

@@ -13,6 +13,10 @@ class Outcome(Protocol):
     """What `api.quantize` returns, as far as this page reads it."""
 
     @property
+    def model(self) -> Any:
+        """The quantized model."""
+
+    @property
     def before(self) -> Any:
         """Sizes of the model that was read."""
 
@@ -39,15 +43,29 @@ def quantize_summary(model: str, recipe: str, output: str, outcome: Outcome) -> 
     facts.add_row(_label("time"), duration(outcome.record.seconds))
     facts.add_row(_label("written to"), short_path(output))
     heading = Text.assemble((short_path(model), "bold"), " quantized by ", (recipe, "bold"), "\n")
-    return Group(heading, facts, Text("\nuse it", style="dim"), Text(_usage(short_path(output))))
+    usage = Text(_usage(short_path(model), short_path(output), outcome.model))
+    return Group(heading, facts, Text("\nuse it", style="dim"), usage)
 
 
-def _usage(output: str) -> str:
-    return (
-        f'  channelwise generate {output} --prompt "…"\n'
-        f"  channelwise evaluate {output} --perplexity TEXT\n"
-        f'  python: model, tokenizer = channelwise.load("{output}")'
-    )
+def _usage(source: str, output: str, model: Any) -> str:
+    """Commands that fit what the model is for."""
+    commands = [f"channelwise evaluate {output} {_question(source, model)}"]
+    if model.can_generate():
+        commands.insert(0, f'channelwise generate {output} --prompt "…"')
+    commands.append(f'python: model, tokenizer = channelwise.load("{output}")')
+    return "\n".join(f"  {command}" for command in commands)
+
+
+def _question(source: str, model: Any) -> str:
+    """What to ask of such a model."""
+    if model.can_generate():
+        return "--perplexity TEXT"
+    kind = type(model).__name__
+    if kind.endswith("ForImageClassification"):
+        return f"--images DIR --against {source}"
+    if kind.endswith("ForSequenceClassification"):
+        return f"--classification FILE.tsv --against {source}"
+    return f"--embeddings FILE.tsv --against {source}"
 
 
 def _label(text: str) -> Text:

@@ -20,12 +20,16 @@ GOOD, FAIR = 1.01, 1.10
 
 @dataclass(frozen=True)
 class _Column:
-    """A heading, and how an entry of a model's results is shown. sacrifice: the higher, the sooner it is left out."""
+    """A heading, and how an entry of a model's results is shown.
+
+    sacrifice: the higher, the sooner it is left out. legend: what the heading means, where it does not say.
+    """
 
     heading: str
     key: str
     show: Callable[[Any], str | Text]
     sacrifice: int = 0
+    legend: str = ""
 
 
 def _bytes(value: int | None) -> str:
@@ -51,23 +55,29 @@ def percent(share: float | None) -> str:
 
 _LANGUAGE = (
     _Column("perplexity", "perplexity", lambda value: number(value, 3)),
-    _Column("× FP", "perplexity_ratio", _ratio),
+    _Column("× FP", "perplexity_ratio", _ratio, legend="perplexity over the original's"),
 )
 _EMBEDDINGS = (
     _Column("cosine", "cosine_mean", lambda value: number(value, 4)),
     _Column("lowest", "cosine_min", lambda value: number(value, 4), sacrifice=4),
     _Column("probe", "probe_accuracy", percent, sacrifice=2),
 )
+_CLASSES = (
+    _Column("accuracy", "accuracy", percent),
+    _Column("agreement", "agreement", percent, legend="share of the original's answers"),
+)
 _ALWAYS = (
     _Column("size", "model_bytes", _bytes, sacrifice=1),
-    _Column("bits", "bits_per_weight", lambda value: number(value, 2), sacrifice=3),
-    _Column("time", "quantize_seconds", _time),
+    _Column(
+        "bits", "bits_per_weight", lambda value: number(value, 2), sacrifice=3, legend="of a weight, with its scales"
+    ),
+    _Column("time", "quantize_seconds", _time, legend="to quantize"),
 )
 
 
 def comparison_table(comparison: Mapping[str, Any], width: int) -> Table:
     """What `compare` returns: the floating-point model first, then a row for each recipe."""
-    rows: dict[str, Results] = {"floating point": comparison["fp"], **comparison["recipes"]}
+    rows = _rows(comparison)
     columns = _fitting(_filled(comparison["fp"]), rows, width)
     table = plain_table(width)
     table.add_column("recipe", no_wrap=True)
@@ -79,7 +89,16 @@ def comparison_table(comparison: Mapping[str, Any], width: int) -> Table:
     return table
 
 
-LEGEND = "× FP: perplexity over the original's · bits: of a weight, with its scales · time: to quantize"
+def legend(comparison: Mapping[str, Any], width: int) -> str:
+    """What the headings of `comparison_table` mean, of those that it shows at this width."""
+    columns = _fitting(_filled(comparison["fp"]), _rows(comparison), width)
+    lines: list[str] = []
+    for entry in (f"{column.heading}: {column.legend}" for column in columns if column.legend):
+        if lines and len(longer := f"{lines[-1]} · {entry}") <= width:
+            lines[-1] = longer
+        else:
+            lines.append(entry)
+    return "\n".join(lines)
 
 
 def evaluation_table(results: Results) -> Table:
@@ -110,10 +129,16 @@ def plain_table(width: int) -> Table:
     return Table(box=box.SIMPLE_HEAD, padding=(0, _gap(width) - 1, 0, 0), show_edge=False, pad_edge=False)
 
 
+def _rows(comparison: Mapping[str, Any]) -> dict[str, Results]:
+    """The results by the names of the rows."""
+    return {"floating point": comparison["fp"], **comparison["recipes"]}
+
+
 def _filled(floating: Results) -> list[_Column]:
     """Those that the results can fill."""
     language = _LANGUAGE if floating.get("perplexity") is not None else ()
-    return [*language, *(_EMBEDDINGS if "cosine_mean" in floating else ()), *_ALWAYS]
+    embeddings = _EMBEDDINGS if "cosine_mean" in floating else ()
+    return [*language, *embeddings, *(_CLASSES if "accuracy" in floating else ()), *_ALWAYS]
 
 
 def _fitting(columns: list[_Column], rows: Mapping[str, Results], width: int) -> list[_Column]:
@@ -150,6 +175,11 @@ def _evaluation_lines(results: Results) -> list[tuple[str, str]]:
     if results.get("probe_accuracy") is not None:
         original = percent(results["probe_accuracy_fp"])
         lines.append(("linear probe", f"{percent(results['probe_accuracy'])}   (FP {original})"))
+    if "accuracy" in results:
+        original = f", FP {percent(results['accuracy_fp'])}" if "accuracy_fp" in results else ""
+        lines.append(("accuracy", f"{percent(results['accuracy'])}   (of {results['items']:,}{original})"))
+    if "agreement" in results:
+        lines.append(("agreement", f"{percent(results['agreement'])}   (share of FP's answers)"))
     lines.append(("size", megabytes(results["model_bytes"])))
     lines.append(("bits per weight", number(results["bits_per_weight"], 2)))
     lines.append(("time", duration(results["seconds"])))

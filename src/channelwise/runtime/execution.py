@@ -1,23 +1,30 @@
 """How a quantized linear layer is computed: prepared once from its parts, called with inputs [tokens, in_features]."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 
-from channelwise.numerics.granularity import Granularity
-from channelwise.numerics.grids import FloatGrid, Grid
-from channelwise.numerics.quantizer import Parameters, decode, lattice_values
+from channelwise.numerics.inputs import largest_code
+from channelwise.numerics.quantizer import Parameters, decode
 from channelwise.numerics.transform import ChannelTransform
 from channelwise.runtime.encoding import InputCodes, InputEncoder, StaticEncoder, TokenEncoder, encoder_of
+from channelwise.runtime.planes import wide_product
 from channelwise.runtime.products import Product, best_product
-from channelwise.runtime.scheme import LinearScheme
+from channelwise.runtime.scheme import LinearScheme, is_asymmetric
+from channelwise.runtime.whole import LARGEST_INT8, WholeWeight, whole_weight
 
-LARGEST_INT8 = 127
-MIDDLE_OF_UINT8 = 128
 
-Execution = Callable[[torch.Tensor], torch.Tensor]
-"""From inputs [tokens, in_features], any float dtype, to float32 [tokens, out_features]."""
+class Execution(Protocol):
+    """From inputs [tokens, in_features], any float dtype, to float32 [tokens, out_features]."""
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """See the class."""
+        ...
+
+    def sums(self, x: torch.Tensor) -> torch.Tensor | None:
+        """Σ_k (code_k − zero_point) · weight_ok of whole numbers, int64 [tokens, out_features]; None without them."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -31,23 +38,12 @@ class LinearParts:
     transform: ChannelTransform
     input_step: torch.Tensor | None
     input_zero_point: torch.Tensor | None
-
-
-@dataclass(frozen=True)
-class Int8Weight:
-    """A weight as integers: value = (values + offset) · scale.
-
-    values: int8 [out_features, in_features]; scale, offset: float32 [out_features], offset None for zero.
-    """
-
-    values: torch.Tensor
-    scale: torch.Tensor
-    offset: torch.Tensor | None
+    input_exponent: torch.Tensor | None
 
 
 @dataclass(frozen=True)
 class DecodedExecution:
-    """The decoded weight in float32, for weights in groups, wide floating-point grids, and inputs without codes."""
+    """The decoded weight in float32, for weights in groups, inputs without codes, and the widest grids."""
 
     weight: torch.Tensor
     bias: torch.Tensor | None
@@ -58,6 +54,28 @@ class DecodedExecution:
         """See `Execution`."""
         values = self.transform.apply(x.float()) if self.encoder is None else self.encoder(x).values()
         return torch.nn.functional.linear(values, self.weight, self.bias)
+
+    def sums(self, x: torch.Tensor) -> torch.Tensor | None:
+        """See `Execution`."""
+        return None
+
+
+@dataclass(frozen=True)
+class ExactSums:
+    """What `Execution.sums` gives; column_sums: Σ_k value_ok, int64 [out_features], offset as in `WholeWeight`."""
+
+    product: Product
+    column_sums: torch.Tensor
+    offset: torch.Tensor | None
+
+    def __call__(self, inputs: InputCodes) -> torch.Tensor:
+        """From the codes of [tokens, in_features]."""
+        sums, code_sums = self.product.sums(inputs.codes, 0), inputs.codes.long().sum(dim=1, keepdim=True)
+        if inputs.zero_point is not None:
+            zero_point = inputs.zero_point.long()
+            sums = sums - zero_point * self.column_sums
+            code_sums = code_sums - zero_point * inputs.codes.shape[1]
+        return sums if self.offset is None else sums + code_sums * self.offset.long()
 
 
 @dataclass(frozen=True)
@@ -70,6 +88,7 @@ class StaticExecution:
 
     encoder: StaticEncoder
     product: Product
+    exact: ExactSums
     centre: int
     factor: torch.Tensor
     bias: torch.Tensor | None
@@ -84,30 +103,41 @@ class StaticExecution:
         code_sums = codes.sum(dim=1) - self.centre * codes.shape[1]
         return y.addr_(code_sums, self.code_factor)
 
+    def sums(self, x: torch.Tensor) -> torch.Tensor | None:
+        """See `Execution`."""
+        return self.exact(self.encoder(x))
+
 
 @dataclass(frozen=True)
 class TokenExecution:
     """Integer product with a step per token, applied after the product.
 
-    column_factor: scale · Σ_k value_ok, float32 [out_features], what a token's zero point is multiplied with.
+    factor: the weight's scale; column_factor: factor · Σ_k value_ok, what a token's zero point is multiplied with;
+    code_factor: factor · offset of weights with an offset. Float32 [out_features].
     """
 
     encoder: TokenEncoder
     product: Product
+    exact: ExactSums
     centre: int
-    weight: Int8Weight
+    factor: torch.Tensor
     column_factor: torch.Tensor
+    code_factor: torch.Tensor | None
     bias: torch.Tensor | None
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """See `Execution`."""
         inputs = self.encoder(x)
-        y = self.product(inputs.codes, self.centre, self.weight.scale, None)
+        y = self.product(inputs.codes, self.centre, self.factor, None)
         if inputs.zero_point is not None:
             y.addr_(inputs.zero_point[:, 0] - self.centre, self.column_factor, alpha=-1)
-        if self.weight.offset is not None:
-            y.addr_(self._code_sums(inputs), self.weight.scale * self.weight.offset)
+        if self.code_factor is not None:
+            y.addr_(self._code_sums(inputs), self.code_factor)
         return y.mul_(inputs.step) if self.bias is None else torch.addcmul(self.bias, y, inputs.step)
+
+    def sums(self, x: torch.Tensor) -> torch.Tensor | None:
+        """See `Execution`."""
+        return self.exact(self.encoder(x))
 
     @staticmethod
     def _code_sums(inputs: InputCodes) -> torch.Tensor:
@@ -118,50 +148,56 @@ class TokenExecution:
 def prepare(parts: LinearParts) -> Execution:
     """The way to compute a layer: with integers where the scheme allows it, else with the decoded weight."""
     scheme = parts.scheme
-    encoder = encoder_of(scheme.inputs, parts.transform, parts.input_step, parts.input_zero_point)
-    weight = int8_weight(parts.codes, parts.weight, scheme.weights.grid, scheme.weights.granularity)
-    if encoder is None or weight is None:
+    steps = (parts.input_step, parts.input_zero_point, parts.input_exponent)
+    encoder = encoder_of(scheme.inputs, parts.transform, *steps)
+    whole = None if encoder is None else _whole_product(parts, encoder)
+    if encoder is None or whole is None:
         decoded = decode(parts.codes, parts.weight, scheme.weights.grid, scheme.weights.granularity)
         return DecodedExecution(decoded, parts.bias, parts.transform, encoder)
-    product = best_product(weight.values, signed=encoder.grid.symmetric)
     if isinstance(encoder, StaticEncoder):
-        return _static(encoder, product, weight, parts.bias)
-    centre = 0 if encoder.grid.symmetric else 2 ** (encoder.grid.bits - 1)
-    column_factor = weight.scale * weight.values.sum(dim=1, dtype=torch.int64).float()
-    return TokenExecution(encoder, product, centre, weight, column_factor, parts.bias)
+        return _static(encoder, *whole, parts.bias)
+    return _per_token(encoder, *whole, parts.bias)
 
 
-def int8_weight(codes: torch.Tensor, parameters: Parameters, grid: Grid, granularity: Granularity) -> Int8Weight | None:
-    """The weight as int8 with one scale per output channel; None where it has groups or its grid is too wide.
-
-    A floating-point grid is a lattice of whole multiples of its smallest value: E2M1 is {0, 1, 2, 3, 4, 6, 8, 12}.
-    """
-    if granularity.kind not in ("tensor", "row"):
+def _whole_product(parts: LinearParts, encoder: StaticEncoder | TokenEncoder) -> tuple[Product, WholeWeight] | None:
+    """The weight as integers and its product; None where there is no exact one."""
+    weights, signed, largest = parts.scheme.weights, not is_asymmetric(encoder.grid), largest_code(encoder.grid)
+    narrow = not signed or largest <= LARGEST_INT8
+    weight = whole_weight(
+        parts.codes, parts.weight, weights.grid, weights.granularity, parts.input_exponent, with_offset=narrow
+    )
+    if weight is None:
         return None
-    # Products read the scales from memory as they lie, so one scale for all has to be copied out.
-    scale = parameters.scale.expand(codes.shape[0], 1).reshape(-1).contiguous()
-    lattice = lattice_values(codes, parameters, grid, granularity)
-    if isinstance(grid, FloatGrid):
-        unit = float(grid.positive_values()[1])
-        if grid.largest_value / unit > LARGEST_INT8:
-            return None
-        return Int8Weight((lattice / unit).to(torch.int8), scale * unit, None)
-    if parameters.zero_point is None or grid.highest <= LARGEST_INT8:
-        return Int8Weight(lattice.to(torch.int8), scale, None)
-    zero_point = parameters.zero_point.expand(codes.shape[0], 1).reshape(-1)
-    return Int8Weight((codes - MIDDLE_OF_UINT8).to(torch.int8), scale, MIDDLE_OF_UINT8 - zero_point)
+    if narrow and weight.values.dtype == torch.int8:
+        return best_product(weight.values, signed), weight
+    product = wide_product(weight.values, largest, signed)
+    return None if product is None else (product, weight)
 
 
-def _static(encoder: StaticEncoder, product: Product, weight: Int8Weight, bias: torch.Tensor | None) -> StaticExecution:
+def _static(
+    encoder: StaticEncoder, product: Product, weight: WholeWeight, bias: torch.Tensor | None
+) -> StaticExecution:
     zero_point = 0.0 if encoder.zero_point is None else float(encoder.zero_point)
     centre = int(min(max(zero_point, encoder.grid.lowest), encoder.grid.highest))
-    factor = (weight.scale.double() * encoder.step.double()).float()
+    exact = ExactSums(product, weight.column_sums, weight.offset)
+    factor = (weight.scale * encoder.step.double()).float()
     code_factor = None if weight.offset is None else factor * weight.offset
     if centre != zero_point:
         # A zero point outside the codes' range is rare; what the product does not take off goes into the bias.
-        sums = weight.values.sum(dim=1, dtype=torch.int64).double()
+        sums = exact.column_sums.double()
         if weight.offset is not None:
             sums = sums + weight.offset.double() * weight.values.shape[1]
         rest = (factor.double() * sums * (centre - zero_point)).float()
         bias = rest if bias is None else bias + rest
-    return StaticExecution(encoder, product, centre, factor, bias, code_factor)
+    return StaticExecution(encoder, product, exact, centre, factor, bias, code_factor)
+
+
+def _per_token(
+    encoder: TokenEncoder, product: Product, weight: WholeWeight, bias: torch.Tensor | None
+) -> TokenExecution:
+    centre = 2 ** (encoder.grid.bits - 1) if is_asymmetric(encoder.grid) else 0
+    exact = ExactSums(product, weight.column_sums, weight.offset)
+    factor = weight.scale.float()
+    column_factor = factor * exact.column_sums.float()
+    code_factor = None if weight.offset is None else factor * weight.offset
+    return TokenExecution(encoder, product, exact, centre, factor, column_factor, code_factor, bias)

@@ -1,11 +1,11 @@
-"""Which tensors a quantized linear layer consists of: names, shapes and dtypes, as a checkpoint holds them."""
+"""Which tensors a quantized layer consists of: names, shapes and dtypes, as a checkpoint holds them."""
 
 import torch
 
 from channelwise.numerics.granularity import parameter_shape
-from channelwise.numerics.grids import IntegerGrid
+from channelwise.numerics.grids import FloatGrid
 from channelwise.runtime.packing import packed_columns
-from channelwise.runtime.scheme import LinearScheme
+from channelwise.runtime.scheme import LinearScheme, WeightScheme, is_asymmetric
 
 Layout = tuple[tuple[int, ...], torch.dtype]
 """Shape and dtype of one tensor."""
@@ -14,21 +14,28 @@ Layout = tuple[tuple[int, ...], torch.dtype]
 def buffer_layout(scheme: LinearScheme) -> dict[str, Layout | None]:
     """The layer's buffers in their order; None for those that the scheme does without."""
     rows, columns = scheme.out_features, scheme.in_features
-    grid = scheme.weights.grid
-    parameters = parameter_shape((rows, columns), scheme.weights.granularity)
-    asymmetric = isinstance(grid, IntegerGrid) and not grid.symmetric
-    static = scheme.inputs is not None and scheme.inputs.kind == "static"
+    static = scheme.inputs if scheme.inputs is not None and scheme.inputs.kind == "static" else None
     channels: Layout = ((columns,), torch.float32)
     single: Layout = ((), torch.float32)
     return {
-        "weight_packed": ((rows, packed_columns(columns, grid.bits)), torch.uint8),
-        "weight_scale": (parameters, torch.float32),
-        "weight_zero_point": (parameters, torch.uint8) if asymmetric else None,
+        **weight_layout((rows, columns), scheme.weights),
         "bias": ((rows,), torch.float32) if scheme.bias else None,
         "input_shift": channels if scheme.shift else None,
         "input_scale": channels if scheme.scale else None,
         "input_step": single if static else None,
-        "input_zero_point": single if static and scheme.inputs and not scheme.inputs.grid.symmetric else None,
+        "input_zero_point": single if static and is_asymmetric(static.grid) else None,
+        "input_exponent": ((columns,), torch.uint8) if scheme.exponents else None,
+    }
+
+
+def weight_layout(shape: tuple[int, int], weights: WeightScheme) -> dict[str, Layout | None]:
+    """The buffers of a quantized matrix of `shape`."""
+    rows, columns = shape
+    parameters = parameter_shape(shape, weights.granularity)
+    return {
+        "weight_packed": ((rows, packed_columns(columns, weights.grid.bits)), torch.uint8),
+        "weight_scale": (parameters, torch.float32),
+        "weight_zero_point": (parameters, torch.uint8) if is_asymmetric(weights.grid) else None,
     }
 
 
@@ -46,3 +53,12 @@ def fitted(name: str, part: torch.Tensor | None, layout: Layout | None, device: 
     if part.numel() != torch.Size(shape).numel() or (exact and part.shape != shape):
         raise ValueError(f"{name} has shape {list(part.shape)}, the scheme says {list(shape)}")
     return part.detach().to(device=device, dtype=dtype, copy=True).reshape(shape).contiguous()
+
+
+def checked_exponents(exponents: torch.Tensor | None, scheme: LinearScheme) -> torch.Tensor | None:
+    """The exponents, if there are any. Raises ValueError for one below 0 or above what the input grid allows."""
+    grid = None if scheme.inputs is None else scheme.inputs.grid
+    largest = 2**grid.exponent_bits - 1 if isinstance(grid, FloatGrid) else torch.iinfo(torch.uint8).max
+    if exponents is not None and not bool(((exponents >= 0) & (exponents <= largest)).all()):
+        raise ValueError(f"input_exponent is outside 0 … {largest}")
+    return exponents

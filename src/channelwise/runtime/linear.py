@@ -10,7 +10,7 @@ from channelwise.numerics.quantizer import Parameters, decode
 from channelwise.numerics.transform import ChannelTransform
 from channelwise.runtime.encoding import encoder_of
 from channelwise.runtime.execution import Execution, LinearParts, prepare
-from channelwise.runtime.layout import buffer_layout, fitted
+from channelwise.runtime.layout import buffer_layout, checked_exponents, fitted
 from channelwise.runtime.packing import pack, unpack
 from channelwise.runtime.scheme import LinearScheme
 
@@ -18,10 +18,14 @@ from channelwise.runtime.scheme import LinearScheme
 class QuantizedLinear(nn.Module):
     """y = X̃ · Ŵᵀ + bias, with X̃ = quantized((x − shift) / scale) and Ŵ decoded from packed codes.
 
+    With exponents b_j, X̃_j = 2^−b_j · quantized(2^b_j · (x_j − shift_j) / scale_j); in the product the power moves into
+    column j of the weight, exactly (LLM-FP4's pre-shifted exponent bias).
+
     Buffers, under these names in a checkpoint; those that the scheme does not ask for are None:
     weight_packed uint8 [out_features, bytes]; weight_scale float32 and weight_zero_point uint8 of the granularity's
     parameter shape; bias float32 [out_features], the channel transform's shift already folded into it; input_shift,
-    input_scale float32 [in_features]; for static inputs input_step and input_zero_point float32 [].
+    input_scale float32 [in_features]; for static inputs input_step (a floating-point grid's scale) and
+    input_zero_point float32 []; input_exponent uint8 [in_features].
     The float32 buffers stay float32 whatever dtype the model is converted to.
     """
 
@@ -33,6 +37,7 @@ class QuantizedLinear(nn.Module):
     input_scale: torch.Tensor | None
     input_step: torch.Tensor | None
     input_zero_point: torch.Tensor | None
+    input_exponent: torch.Tensor | None
 
     def __init__(self, scheme: LinearScheme, device: torch.device | str | None = None) -> None:
         """Zeroed buffers of the scheme's shapes on `device`, which may be "meta"."""
@@ -53,12 +58,14 @@ class QuantizedLinear(nn.Module):
         transform: ChannelTransform | None = None,
         input_step: torch.Tensor | None = None,
         input_zero_point: torch.Tensor | None = None,
+        input_exponent: torch.Tensor | None = None,
     ) -> "QuantizedLinear":
         """The layer of given codes and parameters, on the device of `codes`.
 
         codes: int16 [out_features, in_features] of the transformed weight W·diag(scale), as `numerics.encode` gives
         them. bias: [out_features], final, i.e. `transform.fold_bias(...)`. input_step, input_zero_point: [] or one
-        entry, for static inputs. Raises ValueError if a part is missing, superfluous or of the wrong shape.
+        entry, for static inputs. input_exponent: whole numbers [in_features], 0 … 255, below 2^e for an input grid of e
+        exponent bits. Raises ValueError if a part is missing, superfluous, of the wrong shape or out of range.
         """
         transform = transform or ChannelTransform()
         parts: dict[str, torch.Tensor | None] = {
@@ -70,6 +77,7 @@ class QuantizedLinear(nn.Module):
             "input_scale": transform.scale,
             "input_step": input_step,
             "input_zero_point": input_zero_point,
+            "input_exponent": checked_exponents(input_exponent, scheme),
         }
         layer = cls(scheme, device="meta")
         for name, layout in buffer_layout(scheme).items():
@@ -119,6 +127,16 @@ class QuantizedLinear(nn.Module):
         y = self._decoded_input(x) @ self.dequantized_weight().double().t()
         return y if self.bias is None else y + self.bias.double()
 
+    @torch.no_grad()
+    def integer_sums(self, x: torch.Tensor) -> torch.Tensor | None:
+        """Σ_j X_j · W_kj of the whole numbers that `forward` multiplies, exact, int64 [..., out_features].
+
+        Up to the bias, `forward` gives these sums, rounded to float32, times one factor per output channel (and token).
+        None where the layer is computed in floating point.
+        """
+        sums = self._execution().sums(x.reshape(-1, self.in_features))
+        return None if sums is None else sums.reshape(*x.shape[:-1], self.out_features)
+
     def codes(self) -> torch.Tensor:
         """The weight's codes, int16 [out_features, in_features]."""
         grid = self.scheme.weights.grid
@@ -149,12 +167,11 @@ class QuantizedLinear(nn.Module):
         return text if inputs is None else f"{text}, inputs={inputs.grid} {inputs.kind}"
 
     def _decoded_input(self, x: torch.Tensor) -> torch.Tensor:
-        encoder = encoder_of(self.scheme.inputs, self.transform, self.input_step, self.input_zero_point)
+        steps = (self.input_step, self.input_zero_point, self.input_exponent)
+        encoder = encoder_of(self.scheme.inputs, self.transform, *steps)
         if encoder is None:
             return self.transform.apply(x.float()).double()
-        inputs = encoder(x)
-        codes = inputs.codes.double()
-        return (codes if inputs.zero_point is None else codes - inputs.zero_point.double()) * inputs.step.double()
+        return encoder(x).values(torch.float64)
 
     def _execution(self) -> Execution:
         buffers = tuple(self._buffers.values())
@@ -171,6 +188,7 @@ class QuantizedLinear(nn.Module):
             self.transform,
             self.input_step,
             self.input_zero_point,
+            self.input_exponent,
         )
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> "QuantizedLinear":

@@ -17,6 +17,9 @@ MAX_COLUMNS = 2**16
 UNSIGNED_OFFSET = 128
 """What makes a signed code unsigned: oneDNN has no fast kernel for signed activations."""
 
+EXACT_COLUMNS = 512
+"""255 · 128 · 512 is below 2^24: sums over so many columns are exact in float32."""
+
 SMALLEST_CUDA_ROWS = 32
 """torch._int_mm wants more than 16 rows on CUDA."""
 
@@ -33,6 +36,10 @@ class Product(Protocol):
         self, codes: torch.Tensor, zero_point: int, factor: torch.Tensor, bias: torch.Tensor | None
     ) -> torch.Tensor:
         """See the class."""
+        ...
+
+    def sums(self, codes: torch.Tensor, zero_point: int) -> torch.Tensor:
+        """Σ_k (code_k − zero_point) · weight_ok, int64 [rows, out_features]: what the factor is multiplied with."""
         ...
 
 
@@ -64,6 +71,17 @@ class OneDnnProduct:
         # fmt: on
         return product
 
+    def sums(self, codes: torch.Tensor, zero_point: int) -> torch.Tensor:
+        """See `Product`: from the same kernel, whose float32 holds the sums over some columns at a time exactly."""
+        rows, columns, outputs = codes.shape[0], codes.shape[1], self.weight_zero_points.shape[0]
+        factor = torch.ones(outputs)
+        sums = torch.zeros(rows, outputs, dtype=torch.int64)
+        for start in range(0, columns, EXACT_COLUMNS):
+            part = torch.full_like(codes, zero_point)
+            part[:, start : start + EXACT_COLUMNS] = codes[:, start : start + EXACT_COLUMNS]
+            sums += self(part, zero_point, factor, None).long()
+        return sums
+
 
 @dataclass(frozen=True)
 class Int8Product:
@@ -87,16 +105,17 @@ class Int8Product:
         self, codes: torch.Tensor, zero_point: int, factor: torch.Tensor, bias: torch.Tensor | None
     ) -> torch.Tensor:
         """See `Product`."""
-        offset = 0 if self.signed else UNSIGNED_OFFSET
-        left = (codes - offset if offset else codes).to(torch.int8)
-        missing = SMALLEST_CUDA_ROWS - codes.shape[0] if codes.is_cuda else 0
-        if missing > 0:
-            left = torch.nn.functional.pad(left, (0, 0, 0, missing))
-        sums = torch._int_mm(left, self.weight.t())[: codes.shape[0]]
-        if offset != zero_point:
-            sums = sums + (offset - zero_point) * self.column_sums
-        scaled = sums * factor
+        scaled = self._sums(codes, zero_point) * factor
         return scaled if bias is None else scaled.add_(bias)
+
+    def sums(self, codes: torch.Tensor, zero_point: int) -> torch.Tensor:
+        """See `Product`."""
+        return self._sums(codes, zero_point).long()
+
+    def _sums(self, codes: torch.Tensor, zero_point: int) -> torch.Tensor:
+        offset = 0 if self.signed else UNSIGNED_OFFSET
+        sums = int8_sums((codes - offset if offset else codes).to(torch.int8), self.weight)
+        return sums if offset == zero_point else sums + (offset - zero_point) * self.column_sums
 
 
 @dataclass(frozen=True)
@@ -107,16 +126,40 @@ class Float64Product:
 
     @classmethod
     def prepare(cls, weight: torch.Tensor, signed: bool) -> "Float64Product":
-        """weight: int8 [out_features, in_features]; signed makes no difference."""
+        """weight: any integer dtype [out_features, in_features]; signed makes no difference."""
         return cls(weight.double())
 
     def __call__(
         self, codes: torch.Tensor, zero_point: int, factor: torch.Tensor, bias: torch.Tensor | None
     ) -> torch.Tensor:
         """See `Product`."""
-        sums = (codes.double() - zero_point) @ self.weight.t()
-        scaled = sums.float() * factor
+        scaled = self._sums(codes, zero_point).float() * factor
         return scaled if bias is None else scaled + bias
+
+    def sums(self, codes: torch.Tensor, zero_point: int) -> torch.Tensor:
+        """See `Product`."""
+        return self._sums(codes, zero_point).long()
+
+    def _sums(self, codes: torch.Tensor, zero_point: int) -> torch.Tensor:
+        return (codes.double() - zero_point) @ self.weight.t()
+
+
+def int8_sums(left: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """left · weightᵀ in int32, of int8 [rows, columns] and [out_features, columns], where `int8_sums_are_exact`."""
+    missing = SMALLEST_CUDA_ROWS - left.shape[0] if left.is_cuda else 0
+    padded = torch.nn.functional.pad(left, (0, 0, 0, missing)) if missing > 0 else left
+    return torch._int_mm(padded, weight.t())[: left.shape[0]]
+
+
+def int8_sums_are_exact(weight: torch.Tensor) -> bool:
+    """Whether `int8_sums` takes a weight of this shape and device, any integer dtype, and is right there."""
+    rows, columns = weight.shape
+    if rows == 0 or not 1 < columns <= MAX_COLUMNS:
+        return False
+    if weight.is_cuda:
+        # torch._int_mm takes multiples of 8 only.
+        return rows % 8 == 0 and columns % 8 == 0
+    return weight.device.type == "cpu" and _cpu_int8_is_exact()
 
 
 def _shifted_bytes(codes: torch.Tensor) -> torch.Tensor:
@@ -138,8 +181,7 @@ def _choose(weight: torch.Tensor) -> Prepare:
         return Float64Product.prepare
     if weight.device.type == "cpu" and _onednn_is_exact():
         return OneDnnProduct.prepare
-    # On CUDA torch._int_mm takes multiples of 8 only.
-    if weight.is_cuda and rows % 8 == 0 and columns % 8 == 0:
+    if weight.is_cuda and int8_sums_are_exact(weight):
         return Int8Product.prepare
     return Float64Product.prepare
 
@@ -157,5 +199,19 @@ def _onednn_is_exact() -> bool:
         try:
             product = OneDnnProduct.prepare(weight, signed=False)
             return torch.equal(product(codes, 0, torch.ones(32, device="cpu"), None), expected)
+        except RuntimeError:
+            return False
+
+
+@cache
+def _cpu_int8_is_exact() -> bool:
+    """Whether this processor adds s8 × s8 without saturating."""
+    with torch.inference_mode(False), torch.no_grad():
+        weight = torch.full((32, 128), 127, dtype=torch.int8, device="cpu")
+        weight[1::2] = -128
+        left = torch.full((4, 128), -128, dtype=torch.int8, device="cpu")
+        left[1::2] = 127
+        try:
+            return torch.equal(int8_sums(left, weight).double(), left.double() @ weight.double().t())
         except RuntimeError:
             return False

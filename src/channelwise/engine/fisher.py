@@ -1,0 +1,115 @@
+"""How much an error at each output of a layer matters to the whole model: the diagonal Fisher information.
+
+LLM-FP4 (arXiv 2310.16836, §3.2) weighs a layer's output error by the squared gradient of the loss. The loss is taken
+under the model's own predictions, which is what makes the squared gradient the Fisher information: no label is needed.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from channelwise.engine.sampling import TokenSampler
+from channelwise.model.calls import hidden_position
+
+Batch = dict[str, torch.Tensor]
+
+FEW_CLASSES = 16
+"""Up to so many classes the expectation over the predicted label is computed, beyond it is drawn `DRAWS` times."""
+DRAWS = 4
+
+
+def output_importance(
+    model: nn.Module,
+    first_block: nn.Module,
+    names: Sequence[str],
+    batches: Sequence[Batch],
+    sampler: TokenSampler,
+    seed: int,
+) -> dict[str, torch.Tensor]:
+    """The mean squared gradient at the outputs of the named linear layers, bfloat16 [sampled tokens, out_features].
+
+    Rows are the sampler's tokens of every batch, in order; each layer's mean is 1. Memory: two bytes for each sampled
+    token and output of all layers together. A layer that no token reached, or whose gradient is 0 throughout, is
+    missing.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    parts: dict[str, list[torch.Tensor]] = {name: [] for name in names}
+    for index, batch in enumerate(batches):
+        squares = _squared_gradients(model, first_block, names, batch, generator)
+        for name, square in squares.items():
+            parts[name].append(sampler.chosen(index, square))
+    found = {name: torch.cat(part) for name, part in parts.items() if part}
+    means = {name: part.mean(dtype=torch.float64) for name, part in found.items()}
+    return {name: (part / means[name]).bfloat16() for name, part in found.items() if float(means[name]) > 0}
+
+
+def _squared_gradients(
+    model: nn.Module, first_block: nn.Module, names: Sequence[str], batch: Batch, generator: torch.Generator
+) -> dict[str, torch.Tensor]:
+    """Σ weight · gradient², float32 in the shape of each layer's output."""
+    outputs: dict[str, torch.Tensor] = {}
+    with torch.enable_grad(), ExitStack() as stack:
+        stack.enter_context(_grown_from(first_block))
+        for name in names:
+            stack.enter_context(_kept_output(model.get_submodule(name), name, outputs))
+        result = model(**batch)
+        squares = {name: torch.zeros_like(output, dtype=torch.float32) for name, output in outputs.items()}
+        for weight, loss in _losses(result, generator):
+            gradients = torch.autograd.grad(loss, list(outputs.values()), retain_graph=True, allow_unused=True)
+            for name, gradient in zip(outputs, gradients, strict=True):
+                if gradient is not None:
+                    squares[name].addcmul_(gradient.float(), gradient.float(), value=weight)
+    return squares
+
+
+def _losses(result: Any, generator: torch.Generator) -> Iterator[tuple[float, torch.Tensor]]:
+    """Weights and losses whose squared gradients add up to the Fisher information of the model's answer.
+
+    Logits are a categorical distribution each; hidden states without a head the mean of a normal one.
+    """
+    logits = getattr(result, "logits", None)
+    if logits is None:
+        hidden = result.last_hidden_state.float()
+        for _ in range(DRAWS):
+            noise = torch.randn(hidden.shape, generator=generator).to(hidden.device)
+            yield 1.0 / DRAWS, (noise * hidden).sum()
+        return
+    likelihoods = torch.log_softmax(logits.float(), dim=-1).flatten(0, -2)
+    shares = likelihoods.detach().exp()
+    if logits.dim() == 2 and shares.shape[-1] <= FEW_CLASSES:
+        for index in range(shares.shape[-1]):
+            # Items of a batch do not reach each other's tokens, so √p in the sum is p on the squared gradient.
+            yield 1.0, -(shares[:, index].sqrt() * likelihoods[:, index]).sum()
+        return
+    for _ in range(DRAWS):
+        drawn = torch.multinomial(shares.cpu(), 1, generator=generator).to(shares.device)
+        yield 1.0 / DRAWS, -likelihoods.gather(1, drawn).sum()
+
+
+@contextmanager
+def _kept_output(module: nn.Module, name: str, outputs: dict[str, torch.Tensor]) -> Iterator[None]:
+    """Keeps the module's output of the forward passes meanwhile."""
+    handle = module.register_forward_hook(lambda _, __, output: outputs.__setitem__(name, output))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def _grown_from(block: nn.Module) -> Iterator[None]:
+    """Lets gradients begin at the block's input: the parameters need none."""
+
+    def begin(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        position = hidden_position(args, kwargs)
+        hidden = args[position] if isinstance(position, int) else kwargs[position]
+        hidden.requires_grad_(True)
+
+    handle = block.register_forward_pre_hook(begin, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()

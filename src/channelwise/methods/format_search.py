@@ -1,0 +1,274 @@
+"""The joint search of LLM-FP4 (arXiv 2310.16836, §3.2 and §4): format and clipping range, by a layer's output error.
+
+With inputs X [tokens, channels] and a weight W [out_features, channels] the error is Σ f · (X Wᵀ − X̃ W̃ᵀ)², f ≥ 0 the
+importance of every output (1, or the diagonal Fisher information). It is a quadratic form in what rounding changes, so
+candidates cost one product with a [channels, channels] matrix instead of two with the outputs.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+
+from channelwise.numerics.floats import float_lattice, power_of_two
+from channelwise.numerics.grids import FloatGrid
+from channelwise.numerics.quantizer import SMALLEST_SCALE
+
+SMALLEST_RATIO, LARGEST_RATIO = 0.01, 1.2
+
+CHUNK = 2**22
+"""Numbers that a batch of candidates may have: 16 MiB."""
+
+
+@dataclass(frozen=True)
+class LayerProblem:
+    """What the search is given, all float32.
+
+    inputs: [tokens, channels]. weight: [out_features, channels]. largest: [channels], max|X_j| over the calibration
+    set. importance: [tokens, out_features], ≥ 0, or None for 1 everywhere.
+    """
+
+    inputs: torch.Tensor
+    weight: torch.Tensor
+    largest: torch.Tensor
+    importance: torch.Tensor | None = None
+
+    def loss(self, inputs: torch.Tensor, weight: torch.Tensor) -> float:
+        """Sum over features, mean over tokens, of the weighted squared error of X̃ W̃ᵀ."""
+        total = 0.0
+        step = max(1, CHUNK // max(self.weight.shape[0], 1))
+        parts = zip(self.inputs.split(step), inputs.split(step), _split(self.importance, step), strict=False)
+        for x, quantized, importance in parts:
+            error = (x @ self.weight.t() - quantized @ weight.t()).square_()
+            total += float((error if importance is None else error.mul_(importance)).sum(dtype=torch.float64))
+        return total / max(len(self.inputs), 1)
+
+
+@dataclass(frozen=True)
+class WeightFormat:
+    """A weight's format: one grid for the layer, one scale for each output channel, float32 [out_features, 1]."""
+
+    grid: FloatGrid
+    scale: torch.Tensor
+
+    def quantized(self, weight: torch.Tensor) -> torch.Tensor:
+        """The weight's rounded values, float32."""
+        return float_lattice(weight / self.scale, self.grid).mul_(self.scale)
+
+
+@dataclass(frozen=True)
+class InputFormat:
+    """An input's format: grid, scale 2^−ρ (float32 []), and b_j, int64 [channels], None without a pre-shift."""
+
+    grid: FloatGrid
+    scale: torch.Tensor
+    exponents: torch.Tensor | None
+
+    def quantized(self, x: torch.Tensor) -> torch.Tensor:
+        """The input's rounded values, float32."""
+        scales = self.channel_scales
+        return float_lattice(x / scales, self.grid).mul_(scales)
+
+    @property
+    def channel_scales(self) -> torch.Tensor:
+        """2^−(ρ + b_j), float32 [channels], or [] without a pre-shift."""
+        if self.exponents is None:
+            return self.scale
+        return (self.scale.double() * power_of_two(-self.exponents)).float()
+
+
+def input_format(largest: torch.Tensor, grid: FloatGrid, ratio: float, pre_shift: bool) -> InputFormat:
+    """The format whose largest value is `ratio` times the largest input.
+
+    largest: float32 [channels]. With the pre-shift b_j = clip(round(b̃_j − ρ), 0, 2^e − 1), b̃_j from max|X_j|
+    (eq. 10–12): at ratio 1, ρ is the smallest channel's bias and the largest channel's b_j is 0.
+    """
+    top = largest.amax() * ratio
+    scale = torch.clamp(top / grid.largest_value, min=SMALLEST_SCALE)
+    if not pre_shift:
+        return InputFormat(grid, scale, None)
+    alive = largest > 0
+    # b̃_j − ρ is how many times the channel fits into the range, in powers of two; a channel of zeros fits anywhere.
+    fits = torch.log2(top.double() / largest.double().clamp(min=SMALLEST_SCALE))
+    exponents = torch.round(fits).clamp(0, 2**grid.exponent_bits - 1).long()
+    widest = int(exponents[alive].amax()) if bool(alive.any()) else 0
+    return InputFormat(grid, scale, exponents.clamp(max=widest))
+
+
+@dataclass(frozen=True)
+class WeightSearch:
+    """Searches one layer's weight for given quantized inputs X̃ [tokens, channels]: row by row, each on its own."""
+
+    problem: LayerProblem
+    inputs: torch.Tensor
+
+    @cached_property
+    def _gram(self) -> torch.Tensor:
+        return self.inputs.t() @ self.inputs
+
+    @cached_property
+    def _pull(self) -> torch.Tensor:
+        """What (X − X̃) Wᵀ pulls each row towards, [out_features, channels]."""
+        return self.problem.weight @ (self.inputs.t() @ (self.problem.inputs - self.inputs)).t()
+
+    @cached_property
+    def _missing(self) -> torch.Tensor:
+        return (self.problem.inputs - self.inputs) @ self.problem.weight.t()
+
+    def losses(self, grid: FloatGrid, ratios: torch.Tensor) -> torch.Tensor:
+        """Losses up to a constant per row, float64 [candidates, out_features].
+
+        ratios: float32 [candidates, out_features] of the row's largest |w|.
+        """
+        count, rows = ratios.shape
+        found = torch.empty(count, rows, dtype=torch.float64, device=ratios.device)
+        per_row = count * (len(self.inputs) if self.problem.importance is not None else self.problem.weight.shape[1])
+        for part in _chunks(rows, per_row):
+            weight = self.problem.weight[part]
+            scale = row_scale(weight, grid, ratios[:, part, None])
+            change = float_lattice(weight / scale, grid).mul_(scale).sub_(weight)
+            found[:, part] = self._plain(change, part) if self.problem.importance is None else self._weighted(change, part)
+        return found
+
+    def _plain(self, change: torch.Tensor, part: slice) -> torch.Tensor:
+        moved = (change @ self._gram).sub_(2.0 * self._pull[part])
+        return moved.mul_(change).sum(dim=2, dtype=torch.float64)
+
+    def _weighted(self, change: torch.Tensor, part: slice) -> torch.Tensor:
+        assert self.problem.importance is not None
+        error = (change @ self.inputs.t()).sub_(self._missing[:, part].t()).square_()
+        return error.mul_(self.problem.importance[:, part].t()).sum(dim=2, dtype=torch.float64)
+
+
+@dataclass(frozen=True)
+class InputSearch:
+    """Searches the format of one layer's input for a given quantized weight W̃ [out_features, channels]."""
+
+    problem: LayerProblem
+    weight: torch.Tensor
+    pre_shift: bool
+
+    @cached_property
+    def _missing(self) -> torch.Tensor:
+        return self.problem.inputs @ (self.problem.weight - self.weight).t()
+
+    @cached_property
+    def _gram(self) -> torch.Tensor:
+        return self.weight.t() @ self.weight
+
+    @cached_property
+    def _pull(self) -> torch.Tensor:
+        return self.problem.inputs @ ((self.problem.weight - self.weight).t() @ self.weight)
+
+    @property
+    def _by_gram(self) -> bool:
+        rows, columns = self.weight.shape
+        return self.problem.importance is None and columns <= rows
+
+    def losses(self, grid: FloatGrid, ratios: torch.Tensor) -> torch.Tensor:
+        """Losses up to a constant, float64 [candidates]; ratios: float32 [candidates] of the largest |x|."""
+        formats = [input_format(self.problem.largest, grid, float(ratio), self.pre_shift) for ratio in ratios]
+        scales = torch.stack([found.channel_scales for found in formats]).view(len(formats), 1, -1)
+        total = torch.zeros(len(ratios), dtype=torch.float64, device=ratios.device)
+        tokens, columns = self.problem.inputs.shape
+        for part in _chunks(tokens, len(ratios) * max(columns, 0 if self._by_gram else self.weight.shape[0])):
+            x = self.problem.inputs[part]
+            change = float_lattice(x / scales, grid).mul_(scales).sub_(x)
+            total += (self._plain(change, part) if self._by_gram else self._direct(change, part)).double()
+        return total
+
+    def losses_of_one(self, grid: FloatGrid, ratios: torch.Tensor) -> torch.Tensor:
+        """The same with candidates and losses as [candidates, 1]: the input is one row to search."""
+        return self.losses(grid, ratios[:, 0])[:, None]
+
+    def _plain(self, change: torch.Tensor, part: slice) -> torch.Tensor:
+        moved = (change @ self._gram).sub_(2.0 * self._pull[part])
+        return moved.mul_(change).sum(dim=(1, 2), dtype=torch.float64)
+
+    def _direct(self, change: torch.Tensor, part: slice) -> torch.Tensor:
+        error = (change @ self.weight.t()).sub_(self._missing[part]).square_()
+        if self.problem.importance is not None:
+            error.mul_(self.problem.importance[part])
+        return error.sum(dim=(1, 2), dtype=torch.float64)
+
+
+def row_scale(weight: torch.Tensor, grid: FloatGrid, ratio: torch.Tensor | float) -> torch.Tensor:
+    """Scales at which the grid reaches `ratio` times each row's largest |w|; float32 [..., out_features, 1]."""
+    largest = weight.abs().amax(dim=1, keepdim=True)
+    return torch.clamp(largest * ratio / grid.largest_value, min=SMALLEST_SCALE)
+
+
+def search_ratios(
+    losses: Callable[[torch.Tensor], torch.Tensor], size: int, strides: Sequence[int], start: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The indices 0 … size − 1 with the least loss, searched for many independent rows at once.
+
+    losses: from indices int64 [candidates, rows] to their losses of that shape. start: int64 [rows], an index that is
+    looked at in any case. strides: first every strides[0]-th index (none if it is 0), then by each further stride around
+    the best so far. Returns indices int64 [rows] and losses float64 [rows].
+    """
+    best, least = start, losses(start[None])[0]
+
+    def take(candidates: torch.Tensor) -> None:
+        nonlocal best, least
+        found = losses(candidates)
+        value, place = found.min(dim=0)
+        better = value < least
+        best = torch.where(better, candidates.gather(0, place[None])[0], best)
+        least = torch.where(better, value, least)
+
+    if strides[0]:
+        grid = torch.arange(0, size, strides[0], device=start.device)
+        take(grid[:, None].expand(-1, len(start)))
+    for stride in strides[1:]:
+        take(torch.stack([(best - stride).clamp(min=0), (best + stride).clamp(max=size - 1)]))
+    return best, least
+
+
+STRIDES = (8, 4, 2, 1)
+"""A search from nothing looks at every eighth ratio, then closer around the best."""
+
+
+def ratio_grid(count: int) -> torch.Tensor:
+    """The format's largest value over the largest number: `count` from 0.01 to 1.2 (the paper's), and 1; float32."""
+    evenly = torch.linspace(SMALLEST_RATIO, LARGEST_RATIO, count, dtype=torch.float64)
+    return torch.unique(torch.cat([evenly, torch.ones(1, dtype=torch.float64)])).float()
+
+
+def best_rows(table: torch.Tensor, grids: Sequence[FloatGrid], ratios: int = 100) -> WeightFormat:
+    """The format of a matrix float32 [rows, columns] with the least squared error, one scale for each row."""
+    shares = ratio_grid(ratios).to(table.device)
+    one = torch.full((len(table),), int((shares == 1).nonzero()[0]), device=table.device)
+    found: list[tuple[float, WeightFormat]] = []
+    for grid in grids:
+
+        def losses(indices: torch.Tensor, grid: FloatGrid = grid) -> torch.Tensor:
+            return _row_errors(table, grid, shares[indices])
+
+        places, least = search_ratios(losses, len(shares), STRIDES, one)
+        found.append((float(least.sum()), WeightFormat(grid, row_scale(table, grid, shares[places][:, None]))))
+    return min(found, key=lambda pair: pair[0])[1]
+
+
+def _row_errors(table: torch.Tensor, grid: FloatGrid, ratios: torch.Tensor) -> torch.Tensor:
+    """Squared errors, float64 [candidates, rows]."""
+    errors = torch.empty(ratios.shape, dtype=torch.float64, device=table.device)
+    for part in _chunks(len(table), len(ratios) * table.shape[1]):
+        scale = row_scale(table[part], grid, ratios[:, part, None])
+        change = float_lattice(table[part] / scale, grid).mul_(scale).sub_(table[part])
+        errors[:, part] = change.square_().sum(dim=2, dtype=torch.float64)
+    return errors
+
+
+def _chunks(size: int, numbers: int) -> Iterator[slice]:
+    """Slices of 0 … size whose entries, of so many numbers each, keep within `CHUNK`."""
+    step = max(1, CHUNK // max(numbers, 1))
+    return (slice(start, min(start + step, size)) for start in range(0, size, step))
+
+
+def _split(x: torch.Tensor | None, size: int) -> Iterator[torch.Tensor | None]:
+    if x is None:
+        while True:
+            yield None
+    yield from x.split(size)

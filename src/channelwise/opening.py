@@ -1,0 +1,93 @@
+"""What the public API is given, opened: models by directory, name or object; devices; calibration batches."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from channelwise.checkpoint.loader import is_checkpoint, load_checkpoint
+from channelwise.errors import InputError
+from channelwise.model.batches import Batch, Data, accepted, calibration_batches, length_limit, window_length
+from channelwise.model.experts import unfuse_experts
+from channelwise.model.images import Images
+from channelwise.model.loading import load_model
+from channelwise.model.pixels import load_processor
+from channelwise.recipe import CalibrationRecipe
+
+ModelSource = str | Path | torch.nn.Module
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A model in evaluation mode on its device, and its tokenizer or None.
+
+    source: what it was opened from. given_processor: the caller's image processor, if any.
+    """
+
+    source: ModelSource
+    model: torch.nn.Module
+    tokenizer: Any
+    given_processor: Any = None
+
+    def processor(self) -> Any:
+        """The given image processor, or the one beside the model, or None. Raises InputError for a damaged one."""
+        if self.given_processor is not None or isinstance(self.source, torch.nn.Module):
+            return self.given_processor
+        return load_processor(self.source)
+
+    def name(self) -> str:
+        """What a model card calls the source."""
+        if isinstance(self.source, torch.nn.Module):
+            config = getattr(self.source, "config", None)
+            return getattr(config, "_name_or_path", "") or type(self.source).__name__
+        return str(self.source)
+
+    def calibration(
+        self, data: Data, defaults: CalibrationRecipe, samples: int | None, length: int | None, seed: int
+    ) -> list[Batch]:
+        """Batches on the model's device. samples, length: None takes the defaults. Raises InputError for unfit data."""
+        batches = calibration_batches(
+            data,
+            self.tokenizer,
+            self.model,
+            samples=defaults.samples if samples is None else samples,
+            length=window_length(length, defaults.length, length_limit(self.model, self.tokenizer)),
+            seed=seed,
+            processor=self.processor() if isinstance(data, Images) else None,
+        )
+        return [accepted(self.model, batch) for batch in batches]
+
+
+def opened(
+    source: ModelSource, device: str, *, tokenizer: Any = None, processor: Any = None, allow_quantized: bool = False
+) -> Opened:
+    """A model by directory, hub name, "demo", or itself. tokenizer, processor: instead of its own.
+
+    Raises InputError for what cannot be loaded, a device that is not there, and a quantized model unless allowed.
+    """
+    place = _device(device)
+    if isinstance(source, torch.nn.Module):
+        model, own = source, None
+    elif allow_quantized and is_checkpoint(Path(source)):
+        model, own = load_checkpoint(Path(source))
+    else:
+        model, own = load_model(source, allow_quantized=allow_quantized)
+    return Opened(source, model.to(place).eval(), own if tokenizer is None else tokenizer, processor)
+
+
+def opened_to_quantize(source: ModelSource, device: str, *, tokenizer: Any = None, processor: Any = None) -> Opened:
+    """As `opened`, in floating point, with every expert a module of its own."""
+    found = opened(source, device, tokenizer=tokenizer, processor=processor)
+    unfuse_experts(found.model)
+    return found
+
+
+def _device(name: str) -> torch.device:
+    """The device of this name. Raises InputError if this machine does not have it."""
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise InputError(f"device {name!r} cannot be used on this machine; give --device cpu, or cuda") from error
+    return device
