@@ -1,6 +1,6 @@
 """Train a small ViT on scikit-learn's digits, on a CPU, and give it a profile of real outliers to be planted.
 
-Run from the repository's root; takes about four minutes:
+Run from the repository's root; takes three to four minutes:
 
     python -m training.digits_vit train --output tests/fixtures/digits_vit
     python -m training.digits_vit plant --profile opt-125m.safetensors --output tests/fixtures/digits_vit
@@ -70,7 +70,7 @@ def model_config() -> ViTConfig:
         image_size=8,
         patch_size=2,
         num_channels=1,
-        # The usual 0.02 is for larger widths; with it the first thousand steps learn little here.
+        # The usual 0.02 is for larger widths; with it training starts slowly here.
         initializer_range=0.06,
         id2label={digit: str(digit) for digit in range(10)},
         label2id={str(digit): digit for digit in range(10)},

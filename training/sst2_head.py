@@ -1,6 +1,6 @@
 """Make a sentiment head for MiniLM's frozen body, without a step of gradient descent.
 
-Run from the repository's root; takes a few minutes:
+Run from the repository's root; takes about a minute:
 
     python -m training.sst2_head --sst2 sst2.tsv --unlabelled wikitext2/valid.txt --unlabelled tinystories.txt \
         --output tests/fixtures/sst2_head
