@@ -1,20 +1,24 @@
-"""Quantization time in units of one floating-point forward pass over the same calibration set.
+"""Quantization time in units of one floating-point forward pass over the same calibration set, and peak memory.
 
     python benchmarks/quantization_time.py MODEL --data TEXT --recipes outliertune-w8a8,os-plus-w6a6
 
-Forward passes and quantization runs alternate, and the medians of both are compared, as machines are noisy.
+Forward passes and quantization runs alternate, and the medians of both are compared, as machines are noisy. Peak memory
+is what the process had at most during a quantization run over what it had before (Linux only), the copy of the model
+that is quantized included; the model's own size stands beside it.
 """
 
 import argparse
 import copy
 import statistics
 import time
+from pathlib import Path
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
 from channelwise.engine.walk import quantize_model
+from channelwise.evaluation.sizes import model_sizes
 from channelwise.model.batches import accepted, calibration_batches, length_limit, window_length
 from channelwise.model.loading import load_model
 from channelwise.model.texts import read_texts
@@ -30,6 +34,28 @@ def forward_seconds(model: torch.nn.Module, batches: list[dict[str, torch.Tensor
     return time.perf_counter() - started
 
 
+class PeakMemory:
+    """The most memory that this process has held since the last `reset`, by what Linux counts."""
+
+    _status = Path("/proc/self/status")
+    _reset = Path("/proc/self/clear_refs")
+
+    def reset(self) -> int:
+        """Begins anew; the bytes held now."""
+        if not self._reset.exists():
+            return 0
+        self._reset.write_text("5")
+        return self._bytes("VmRSS")
+
+    def bytes(self) -> int:
+        """The most bytes held since."""
+        return self._bytes("VmHWM") if self._reset.exists() else 0
+
+    def _bytes(self, entry: str) -> int:
+        line = next(line for line in self._status.read_text().splitlines() if line.startswith(entry))
+        return 1024 * int(line.split()[1])
+
+
 def main() -> None:
     """Measures every recipe and prints one table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -41,7 +67,8 @@ def main() -> None:
     model, tokenizer = load_model(arguments.model)
     texts = read_texts(arguments.data)
     table = Table(title=f"{arguments.model}, {torch.get_num_threads()} threads, medians of {arguments.runs} runs")
-    for heading in ("recipe", "tokens", "forward s", "quantize s", "quantize / forward"):
+    size = model_sizes(model).model_bytes
+    for heading in ("recipe", "tokens", "forward s", "quantize s", "quantize / forward", "peak MB", "model MB"):
         table.add_column(heading, justify="left" if heading == "recipe" else "right")
     for name in arguments.recipes.split(","):
         recipe = load_recipe(name)
@@ -54,12 +81,17 @@ def main() -> None:
         ]
         tokens = sum(batch["input_ids"].numel() for batch in batches)
         forward_seconds(model, batches[:1])
-        forwards, walks = [], []
+        forwards, walks, peaks = [], [], []
+        memory = PeakMemory()
         for _ in range(arguments.runs):
             forwards.append(forward_seconds(model, batches))
+            before = memory.reset()
             walks.append(quantize_model(copy.deepcopy(model), batches, recipe.to_plan()).seconds)
+            peaks.append(memory.bytes() - before)
         forward, walk = statistics.median(forwards), statistics.median(walks)
-        table.add_row(name, f"{tokens:,}", f"{forward:.2f}", f"{walk:.2f}", f"{walk / forward:.1f}")
+        peak = f"{statistics.median(peaks) / 1e6:.0f}"
+        row = (name, f"{tokens:,}", f"{forward:.2f}", f"{walk:.2f}", f"{walk / forward:.1f}", peak, f"{size / 1e6:.0f}")
+        table.add_row(*row)
     Console().print(table)
 
 

@@ -1,164 +1,26 @@
 """Recipes: what to do with a model, as YAML, checked strictly. Unknown keys are errors."""
 
-import difflib
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import ValidationError, model_validator
 
-from channelwise.engine.plan import EmbeddingPlan, InputPlan, Plan, SitePlan, WeightPlan
+from channelwise.engine.plan import Plan
 from channelwise.errors import InputError
-from channelwise.methods import METHODS
-from channelwise.methods.site import Method
-from channelwise.numerics.granularity import Granularity
-from channelwise.numerics.grids import FloatGrid, Grid, IntegerGrid, float_grids, grid_name
-
-Bits = Annotated[int, Field(ge=2, le=8)]
-Count = Annotated[int, Field(ge=1)]
+from channelwise.recipe_parts import Bits, Count, EmbeddingRecipe, SiteRecipe, Strict, WeightRecipe, nearest
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-class _Format(_Strict):
-    """Width and format: `integer`; one floating-point format, such as `e2m1`; or `search`, which is all of the width.
-
-    symmetric: of integers, whether they do without a zero point.
-    """
-
-    bits: Bits
-    format: str = "integer"
-    symmetric: bool = True
-
-    @model_validator(mode="after")
-    def _format_of_this_width(self) -> Self:
-        if self.format != "integer" and not self.symmetric:
-            raise ValueError("symmetric: false goes with format: integer")
-        known = {grid_name(grid).lower() for grid in float_grids(self.bits)}
-        if self.format not in known | {"integer", "search"}:
-            raise ValueError(
-                f"no format {self.format!r} of {self.bits} bits; there are integer, search, {', '.join(sorted(known))}"
-            )
-        return self
-
-    def grids(self) -> tuple[Grid, ...]:
-        """The grids to choose from."""
-        if self.format == "integer":
-            return (IntegerGrid(self.bits, self.symmetric),)
-        formats: tuple[FloatGrid, ...] = float_grids(self.bits)
-        return formats if self.format == "search" else tuple(f for f in formats if grid_name(f).lower() == self.format)
-
-
-class WeightRecipe(_Format):
-    """Format and granularity of the weights; `group` needs group_size, and runs along a row (`oc`) or a column (`ic`)."""
-
-    granularity: Literal["tensor", "output_channel", "group"] = "output_channel"
-    group_size: Count | None = None
-    direction: Literal["oc", "ic"] = "oc"
-
-    @model_validator(mode="after")
-    def _group_size_where_it_belongs(self) -> Self:
-        if (self.granularity == "group") != (self.group_size is not None):
-            raise ValueError("group_size goes with granularity: group, and only with it")
-        return self
-
-    def plan(self) -> WeightPlan:
-        """The same as the engine takes it."""
-        kinds = {"tensor": "tensor", "output_channel": "row", "group": f"{_GROUP_AXIS[self.direction]}_group"}
-        granularity = Granularity(kinds[self.granularity], self.group_size)  # type: ignore[arg-type]
-        return WeightPlan(self.grids(), granularity)
-
-
-_GROUP_AXIS = {"oc": "row", "ic": "column"}
-
-
-class InputRecipe(_Format):
-    """Format and granularity of inputs: static per `tensor`, dynamic per `token`, static per `channel` (OutlierTune).
-
-    clip: `search` cuts a static range to the share of it that changes the site's output least.
-    """
-
-    granularity: Literal["tensor", "token", "channel"] = "tensor"
-    clip: Literal["none", "search"] = "none"
-
-    @model_validator(mode="after")
-    def _clip_where_ranges_are_static(self) -> Self:
-        if self.clip == "search" and self.granularity == "token":
-            raise ValueError("clip: search goes with static inputs, not with granularity: token")
-        return self
-
-    def plan(self) -> InputPlan:
-        """The same as the engine takes it: per-channel steps are a transform, so they are static there."""
-        return InputPlan(self.grids(), "token" if self.granularity == "token" else "static")
-
-
-class EmbeddingRecipe(_Format):
-    """Format of the token embedding, one scale per row; clip: `search` finds the ranges of least squared error."""
-
-    clip: Literal["none", "search"] = "none"
-
-    @model_validator(mode="after")
-    def _searched_where_it_can_be(self) -> Self:
-        if not self.symmetric:
-            raise ValueError("the embedding takes no zero points")
-        if self.clip == "search" and self.format == "integer":
-            raise ValueError("clip: search goes with floating-point formats")
-        if self.clip == "none" and self.format == "search":
-            raise ValueError("format: search goes with clip: search")
-        return self
-
-    def plan(self) -> EmbeddingPlan:
-        """The same as the engine takes it."""
-        return EmbeddingPlan(self.grids(), self.clip == "search")
-
-
-class SiteRecipe(_Strict):
-    """One kind of site: the method's name and options, and its inputs (null: floating point)."""
-
-    method: dict[str, Any] = {"name": "none"}
-    inputs: InputRecipe | None
-
-    @model_validator(mode="after")
-    def _method_fits_inputs(self) -> Self:
-        method = self.build_method()
-        per_channel = self.inputs is not None and self.inputs.granularity == "channel"
-        if per_channel != (type(method) is METHODS["outliertune"]):
-            raise ValueError("inputs per channel go with method outliertune, and only with it")
-        if self.inputs is None:
-            return self
-        if self.searches_formats and (self.inputs.granularity != "tensor" or self.inputs.clip == "search"):
-            raise ValueError("llm_fp4 takes static inputs per tensor, and searches their range by itself")
-        if self.searches_formats and self.inputs.format == "integer":
-            raise ValueError("llm_fp4 takes floating-point inputs: format: search, or one such as e2m1")
-        if not self.searches_formats and self.inputs.format == "search":
-            raise ValueError("format: search goes with method llm_fp4")
-        return self
-
-    @property
-    def searches_formats(self) -> bool:
-        """Whether the method chooses formats and ranges by itself."""
-        return type(self.build_method()) is METHODS["llm_fp4"]
-
-    def build_method(self) -> Method:
-        """The method with its options. Raises ValueError (pydantic's too) for an unknown name or option."""
-        options = dict(self.method)
-        name = options.pop("name", None)
-        if name not in METHODS:
-            raise ValueError(f"unknown method {name!r}{_nearest(str(name), METHODS)}")
-        return METHODS[name](**options)
-
-
-class CalibrationRecipe(_Strict):
+class CalibrationRecipe(Strict):
     """How many samples of how many tokens; a shorter text or model limit gives fewer."""
 
     samples: Count = 128
     length: Count = 512
 
 
-class Recipe(_Strict):
+class Recipe(Strict):
     """A recipe. `stream` sites read the residual stream (q,k,v; fc1; gate,up), `inner` ones do not (out; down).
 
     head: the layer that gives the logits over the vocabulary, embedding: the token table; null leaves them as they are.
@@ -194,9 +56,9 @@ class Recipe(_Strict):
         """The recipe as the engine takes it."""
         return Plan(
             weights=self.weights.plan(),
-            stream=_site_plan(self.stream),
-            inner=_site_plan(self.inner),
-            head=None if self.head is None else _site_plan(self.head),
+            stream=self.stream.plan(),
+            inner=self.inner.plan(),
+            head=None if self.head is None else self.head.plan(),
             embedding=None if self.embedding is None else self.embedding.plan(),
             exclude=self.exclude,
             sequential=self.sequential,
@@ -205,12 +67,6 @@ class Recipe(_Strict):
             objective=self.objective,
             attention_bits=self.attention_bits,
         )
-
-
-def _site_plan(site: SiteRecipe) -> SitePlan:
-    if site.inputs is None:
-        return SitePlan(site.build_method(), None)
-    return SitePlan(site.build_method(), site.inputs.plan(), search_clip=site.inputs.clip == "search")
 
 
 def recipe_names() -> tuple[str, ...]:
@@ -228,25 +84,56 @@ def recipe_names() -> tuple[str, ...]:
 def recipe_text(name: str) -> str:
     """The YAML of a recipe of the package. Raises InputError with the nearest names if there is none."""
     if name not in recipe_names():
-        hint = _nearest(name, recipe_names()) or "; `channelwise recipes` lists them"
+        hint = nearest(name, recipe_names()) or "; `channelwise recipes` lists them"
         raise InputError(f"no recipe is called {name!r}{hint}")
     return (resources.files("channelwise.recipes") / f"{name}.yaml").read_text(encoding="utf-8")
 
 
-def load_recipe(source: str | Path | dict[str, Any] | Recipe) -> Recipe:
-    """A recipe by name, from a .yaml file, or from data. Raises InputError, one line, for anything that is wrong."""
-    if isinstance(source, Recipe):
+def load_recipe(source: str | Path | dict[str, Any] | Recipe, settings: Sequence[str] = ()) -> Recipe:
+    """A recipe by name, from a .yaml file, or from data. Raises InputError, one line, for anything that is wrong.
+
+    settings: KEY=VALUE each, which replace or add an entry: keys with dots, values as in YAML (`head=null`,
+    `stream.method.rounds=5`).
+    """
+    if isinstance(source, Recipe) and not settings:
         return source
-    if isinstance(source, dict):
-        return _validated(source, "recipe")
+    if isinstance(source, Recipe):
+        data, where = source.model_dump(mode="json"), source.name
+    elif isinstance(source, dict):
+        data, where = source, "recipe"
+    else:
+        data, where = _data_of(source), str(source)
+    for setting in settings:
+        data = _with_setting(data, setting)
+    return _validated(data, where)
+
+
+def _data_of(source: str | Path) -> Any:
+    """The data of a recipe of the package, or of a YAML file."""
     path = Path(source)
     if path.suffix not in (".yaml", ".yml"):
-        return _validated(_parsed(recipe_text(str(source)), str(source)), str(source))
+        return _parsed(recipe_text(str(source)), str(source))
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot read the recipe: {error}") from error
-    return _validated(_parsed(text, str(path)), str(path))
+    return _parsed(text, str(path))
+
+
+def _with_setting(data: Any, setting: str) -> Any:
+    """The data with one entry replaced or added. Raises InputError for what is not KEY=VALUE or leads nowhere."""
+    key, equals, text = setting.partition("=")
+    if not equals or not key.strip():
+        raise InputError(f"--set {setting}: give KEY=VALUE, such as head=null or stream.inputs.bits=8")
+    value = _parsed(text, f"--set {setting}")
+
+    def replaced(entries: Any, parts: list[str]) -> dict[str, Any]:
+        if not isinstance(entries, dict):
+            raise InputError(f"--set {setting}: {key} is no entry of a mapping in the recipe; see channelwise recipes")
+        new = value if len(parts) == 1 else replaced(entries.get(parts[0], {}), parts[1:])
+        return {**entries, parts[0]: new}
+
+    return replaced(data, key.strip().split("."))
 
 
 def _parsed(text: str, where: str) -> Any:
@@ -277,11 +164,6 @@ def _first_line(error: ValidationError) -> str:
         message = problem["msg"].removeprefix("Value error, ")
         if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
             known = Recipe.model_fields if len(problem["loc"]) == 1 else ()
-            message = "unknown key" + _nearest(str(problem["loc"][-1]), known)
+            message = "unknown key" + nearest(str(problem["loc"][-1]), known)
         problems.append(" ".join(f"{place}: {message}".split()))
     return "; ".join(problems)
-
-
-def _nearest(name: str, known: Any) -> str:
-    close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
-    return f"; did you mean {' or '.join(close)}?" if close else ""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from channelwise.methods.site import ChannelStatistics, input_step
+from channelwise.methods.site import ChannelStatistics, Importance, input_step
 from channelwise.numerics.granularity import ROW
 from channelwise.numerics.grids import Grid, IntegerGrid
 from channelwise.numerics.inputs import static_codes, static_vectors
@@ -37,7 +37,7 @@ class TensorSite:
         return self.x.flatten(0, 1)
 
     @property
-    def importance(self) -> list[torch.Tensor | None]:
+    def importance(self) -> list[Importance | None]:
         """Nothing known."""
         return [None for _ in self.weights]
 

@@ -16,26 +16,31 @@ from channelwise.methods.format_search import (
     row_scale,
     search_ratios,
 )
+from channelwise.methods.site import Importance
 from channelwise.numerics.grids import FloatGrid, bias_for_largest, float_grids
 
 E2M1 = FloatGrid(2, 1)
 FOUR_BITS = float_grids(4)
 
 
-def problem(seed: int = 0, tokens: int = 96, channels: int = 24, rows: int = 10, weighted: bool = False) -> LayerProblem:
+def problem(
+    seed: int = 0, tokens: int = 96, channels: int = 24, rows: int = 10, weighted: bool = False
+) -> LayerProblem:
     generator = torch.Generator().manual_seed(seed)
     spread = torch.exp(1.5 * torch.randn(channels, generator=generator))
     x = torch.randn(tokens, channels, generator=generator) * spread
     weight = torch.randn(rows, channels, generator=generator)
-    importance = torch.rand(tokens, rows, generator=generator) if weighted else None
-    return LayerProblem(x, weight, x.abs().amax(dim=0), importance)
+    importance = Importance(torch.rand(tokens, generator=generator), torch.rand(rows, generator=generator))
+    return LayerProblem(x, weight, x.abs().amax(dim=0), importance if weighted else None)
 
 
 def exact_loss(p: LayerProblem, inputs: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """Σ over tokens, in float64, for each output feature."""
     error = p.inputs.double() @ p.weight.double().t() - inputs.double() @ weight.double().t()
     square = error.square()
-    return (square if p.importance is None else square * p.importance.double()).sum(dim=0)
+    if p.importance is not None:
+        square = square * p.importance.tokens.double()[:, None] * p.importance.outputs.double()
+    return square.sum(dim=0)
 
 
 def test_the_ratios_hold_one_and_the_papers_ends() -> None:
@@ -54,7 +59,10 @@ def test_weight_losses_differ_as_the_exact_output_errors_do(grid: FloatGrid, wei
     ratios = torch.tensor([0.3, 0.7, 1.0, 1.2])[:, None].expand(-1, 10)
     found = WeightSearch(p, inputs).losses(grid, ratios)
     exact = torch.stack(
-        [exact_loss(p, inputs, WeightFormat(grid, row_scale(p.weight, grid, r[:, None])).quantized(p.weight)) for r in ratios]
+        [
+            exact_loss(p, inputs, WeightFormat(grid, row_scale(p.weight, grid, r[:, None])).quantized(p.weight))
+            for r in ratios
+        ]
     )
     scale = exact.max()
     torch.testing.assert_close((found - found[0]) / scale, (exact - exact[0]) / scale, rtol=0, atol=1e-5)
@@ -72,7 +80,10 @@ def test_input_losses_differ_as_the_exact_output_errors_do(
     ratios = torch.tensor([0.2, 0.6, 1.0])
     found = InputSearch(p, weight, pre_shift).losses(E2M1, ratios)
     exact = torch.stack(
-        [exact_loss(p, input_format(p.largest, E2M1, float(r), pre_shift).quantized(p.inputs), weight).sum() for r in ratios]
+        [
+            exact_loss(p, input_format(p.largest, E2M1, float(r), pre_shift).quantized(p.inputs), weight).sum()
+            for r in ratios
+        ]
     )
     torch.testing.assert_close((found - found[0]) / exact.max(), (exact - exact[0]) / exact.max(), rtol=0, atol=1e-5)
 
@@ -85,11 +96,14 @@ def test_the_full_search_of_every_row_equals_brute_force(weighted: bool) -> None
     start = torch.full((10,), int((ratios == 1).nonzero()[0]))
     places, _ = search_ratios(lambda indices: search.losses(E2M1, ratios[indices]), len(ratios), (1,), start)
     for row in range(10):
-        one = LayerProblem(
-            p.inputs, p.weight[row : row + 1], p.largest, None if p.importance is None else p.importance[:, row : row + 1]
-        )
+        importance = p.importance and Importance(p.importance.tokens, p.importance.outputs[row : row + 1])
+        one = LayerProblem(p.inputs, p.weight[row : row + 1], p.largest, importance)
         losses = [
-            float(exact_loss(one, p.inputs, WeightFormat(E2M1, row_scale(one.weight, E2M1, float(r))).quantized(one.weight)))
+            float(
+                exact_loss(
+                    one, p.inputs, WeightFormat(E2M1, row_scale(one.weight, E2M1, float(r))).quantized(one.weight)
+                )
+            )
             for r in ratios
         ]
         assert losses[int(places[row])] == pytest.approx(min(losses), rel=1e-5)

@@ -1,6 +1,6 @@
 """LLM-FP4's choice of formats for whole layers and sites."""
 
-from itertools import product
+from itertools import pairwise, product
 
 import pytest
 import torch
@@ -8,6 +8,7 @@ import torch
 from channelwise.methods import LlmFp4
 from channelwise.methods.format_search import LayerProblem
 from channelwise.methods.llm_fp4 import nearest_to_e2
+from channelwise.methods.site import Importance
 from channelwise.numerics.grids import FloatGrid, IntegerGrid, float_grids
 from tests.methods.sites import TensorSite, outlier_site
 from tests.methods.test_format_search import problem
@@ -33,7 +34,7 @@ def test_further_rounds_never_raise_the_loss() -> None:
     """Each half-round keeps what it had unless it finds something better, so the loss can only fall."""
     for seed in range(5):
         losses = [loss(problem(seed), LlmFp4(rounds=rounds)) for rounds in (1, 2, 3, 5)]
-        assert all(later <= earlier * (1 + 1e-5) for earlier, later in zip(losses, losses[1:], strict=False))
+        assert all(later <= earlier * (1 + 1e-5) for earlier, later in pairwise(losses))
 
 
 def test_the_joint_search_of_formats_is_as_good_as_the_best_pair() -> None:
@@ -65,9 +66,9 @@ def test_the_recorded_loss_is_that_of_the_chosen_quantizers() -> None:
 
 def test_importance_moves_the_error_to_where_it_matters_less() -> None:
     p = problem(5, tokens=200, rows=12)
-    importance = torch.full((200, 12), 1e-3)
-    importance[:, :3] = 1.0
-    weighted = LayerProblem(p.inputs, p.weight, p.largest, importance)
+    outputs = torch.full((12,), 1e-3)
+    outputs[:3] = 1.0
+    weighted = LayerProblem(p.inputs, p.weight, p.largest, Importance(torch.ones(200), outputs))
 
     def error(q: LayerProblem) -> torch.Tensor:
         chosen = LlmFp4(search="full").choose_layer(q, FOUR_BITS, FOUR_BITS)

@@ -17,6 +17,7 @@ from channelwise.cli.options import (
     PerplexityText,
     Samples,
     Seed,
+    Settings,
 )
 
 Recipes = Annotated[str, typer.Option("--recipes", metavar="A,B,C", help="Recipes, or all.", show_default=False)]
@@ -30,6 +31,7 @@ def compare(
     model: Model,
     recipes: Recipes,
     data: Data,
+    settings: Settings = None,
     perplexity: PerplexityText = None,
     embeddings: EmbeddingsFile = None,
     classification: ClassificationFile = None,
@@ -51,14 +53,14 @@ def compare(
 
     quiet_libraries()
     from channelwise import api
-    from channelwise.recipe import recipe_names
+    from channelwise.recipe import load_recipe, recipe_names
     from channelwise.report.tables import comparison_table, legend
 
     names = recipe_names() if recipes == "all" else [name.strip() for name in recipes.split(",") if name.strip()]
     with reported_progress() as progress:
         results = api.compare(
             model,
-            recipes=names,
+            recipes=[load_recipe(name, settings or ()) for name in names],
             data=data,
             perplexity=perplexity,
             embeddings=embeddings,

@@ -21,6 +21,12 @@ Recipe = Annotated[
     str,
     typer.Option("--recipe", metavar="NAME|FILE.yaml", help="What to do; see channelwise recipes.", show_default=False),
 ]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Change an entry of the recipe: head=null, stream.inputs.bits=8. Repeatable."
+    ),
+]
 Samples = Annotated[
     int | None, typer.Option("--samples", metavar="N", help="Calibration samples. Default: the recipe's.")
 ]

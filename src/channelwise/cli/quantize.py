@@ -14,6 +14,7 @@ from channelwise.cli.options import (
     Recipe,
     Samples,
     Seed,
+    Settings,
 )
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ def quantize(
     recipe: Recipe,
     data: Data,
     output: Output,
+    settings: Settings = None,
     samples: Samples = None,
     length: CalibrationLength = None,
     seed: Seed = 0,
@@ -42,11 +44,12 @@ def quantize(
 
     quiet_libraries()
     from channelwise import api
+    from channelwise.recipe import load_recipe
 
     with reported_progress() as progress:
         result = api.quantize(
             model,
-            recipe=recipe,
+            recipe=load_recipe(recipe, settings or ()),
             data=data,
             output=output,
             samples=samples,

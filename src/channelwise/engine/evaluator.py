@@ -12,7 +12,7 @@ from torch.nn.functional import linear as apply_linear
 from channelwise.engine.hooks import captured_call, run_until_seen, stand_ins
 from channelwise.engine.plan import InputPlan, WeightPlan
 from channelwise.engine.sampling import TokenSampler
-from channelwise.methods.site import ChannelStatistics, Choice, SiteView, input_step
+from channelwise.methods.site import ChannelStatistics, Choice, Importance, SiteView, input_step
 from channelwise.model.linears import bias_vector, weight_matrix
 from channelwise.model.sites import Site
 from channelwise.numerics.grids import Grid
@@ -45,7 +45,7 @@ class SiteEvaluator:
     dependents: tuple[str, ...]
     all_runs: Sequence[Callable[[], Any]] = ()
     sampler: TokenSampler = field(default_factory=TokenSampler)
-    importance_of: Mapping[str, torch.Tensor | None] = field(default_factory=dict)
+    importance_of: Mapping[str, Importance | None] = field(default_factory=dict)
 
     @property
     def weight_grids(self) -> tuple[Grid, ...]:
@@ -64,10 +64,10 @@ class SiteEvaluator:
         return torch.cat([self.sampler.chosen(index, x).float() for index, x in inputs if x is not None])
 
     @property
-    def importance(self) -> list[torch.Tensor | None]:
-        """By layer, float32 [tokens, out_features]; None where nothing is known, or not of just these tokens."""
+    def importance(self) -> list[Importance | None]:
+        """By layer; None where nothing is known, or not of just these tokens (an expert got others since)."""
         found = [self.importance_of.get(name) for name in self.site.linears]
-        return [None if part is None or len(part) != len(self.samples) else part.float() for part in found]
+        return [None if part is None or len(part.tokens) != len(self.samples) else part for part in found]
 
     @cached_property
     def weights(self) -> tuple[torch.Tensor, ...]:

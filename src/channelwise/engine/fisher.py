@@ -2,6 +2,7 @@
 
 LLM-FP4 (arXiv 2310.16836, §3.2) weighs a layer's output error by the squared gradient of the loss. The loss is taken
 under the model's own predictions, which is what makes the squared gradient the Fisher information: no label is needed.
+Of that matrix [tokens, outputs] only the marginals are kept: as good in our measurements, a search many times as fast.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,6 +13,7 @@ import torch
 from torch import nn
 
 from channelwise.engine.sampling import TokenSampler
+from channelwise.methods.site import Importance
 from channelwise.model.calls import hidden_position
 
 Batch = dict[str, torch.Tensor]
@@ -28,22 +30,25 @@ def output_importance(
     batches: Sequence[Batch],
     sampler: TokenSampler,
     seed: int,
-) -> dict[str, torch.Tensor]:
-    """The mean squared gradient at the outputs of the named linear layers, bfloat16 [sampled tokens, out_features].
+) -> dict[str, Importance]:
+    """The importance of the named linear layers' outputs, at the sampler's tokens of every batch, in order.
 
-    Rows are the sampler's tokens of every batch, in order; each layer's mean is 1. Memory: two bytes for each sampled
-    token and output of all layers together. A layer that no token reached, or whose gradient is 0 throughout, is
-    missing.
+    What is kept is the squared gradients' sum for each sampled token and for each output: two vectors a layer, whose
+    product stands for the whole matrix. A layer that no token reached, or whose gradients are all 0, is missing.
     """
     generator = torch.Generator().manual_seed(seed)
-    parts: dict[str, list[torch.Tensor]] = {name: [] for name in names}
+    tokens: dict[str, list[torch.Tensor]] = {}
+    outputs: dict[str, torch.Tensor] = {}
     for index, batch in enumerate(batches):
-        squares = _squared_gradients(model, first_block, names, batch, generator)
-        for name, square in squares.items():
-            parts[name].append(sampler.chosen(index, square))
-    found = {name: torch.cat(part) for name, part in parts.items() if part}
-    means = {name: part.mean(dtype=torch.float64) for name, part in found.items()}
-    return {name: (part / means[name]).bfloat16() for name, part in found.items() if float(means[name]) > 0}
+        for name, square in _squared_gradients(model, first_block, names, batch, generator).items():
+            tokens.setdefault(name, []).append(sampler.chosen(index, square).sum(dim=1))
+            outputs[name] = outputs.get(name, 0) + square.flatten(0, -2).sum(dim=0)
+    joined = {name: torch.cat(parts) for name, parts in tokens.items()}
+    return {
+        name: Importance(joined[name] / joined[name].mean(), outputs[name] / outputs[name].mean())
+        for name in joined
+        if float(joined[name].sum()) > 0 and float(outputs[name].sum()) > 0
+    }
 
 
 def _squared_gradients(

@@ -1,6 +1,5 @@
 """One linear layer, quantized: the transform folded into its weight, the weight rounded, the input quantizer set up."""
 
-import torch
 from torch import nn
 
 from channelwise.methods.site import ChannelStatistics, InputQuantizer, LayerChoice, input_step

@@ -15,7 +15,7 @@ from channelwise.engine.quantize import plain_layer, quantize_linear
 from channelwise.engine.sampling import TokenSampler
 from channelwise.engine.statistics import StatisticsBuilder
 from channelwise.errors import NumericalError
-from channelwise.methods.site import ChannelStatistics, Choice
+from channelwise.methods.site import ChannelStatistics, Choice, Importance
 from channelwise.model.linears import replace_module
 from channelwise.model.sites import Site
 from channelwise.numerics.transform import ChannelTransform
@@ -39,7 +39,7 @@ class Stage:
     samples: int
     search: Sequence[int]
     sampler: TokenSampler
-    importance: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    importance: Mapping[str, Importance] = field(default_factory=dict)
 
     def full(self, linear: str) -> str:
         """The full name of one of its layers."""

@@ -14,10 +14,11 @@ from channelwise.engine.sampling import TokenSampler
 from channelwise.engine.stage import Replacements, Stage, install, quantize_sites
 from channelwise.engine.tail import Tail, head_name, head_site
 from channelwise.errors import InputError, NumericalError
+from channelwise.methods.site import Importance
 from channelwise.model.attention import use_quantized_attention
 from channelwise.model.batches import is_causal
 from channelwise.model.blocks import BlockList, find_blocks
-from channelwise.model.calls import BlockCall, capture_calls
+from channelwise.model.calls import capture_calls
 from channelwise.model.linears import is_linear, linear_names, weight_matrix
 from channelwise.model.sites import Site, discover_sites
 from channelwise.runtime.linear import QuantizedLinear
@@ -87,9 +88,7 @@ def check_plan(model: nn.Module, blocks: BlockList, plan: Plan) -> None:
 class _Walker:
     """The state of one walk: the calls of every block, and the hidden states at the current block boundary."""
 
-    def __init__(
-        self, model: nn.Module, blocks: BlockList, plan: Plan, batches: Sequence[Batch], seed: int
-    ) -> None:
+    def __init__(self, model: nn.Module, blocks: BlockList, plan: Plan, batches: Sequence[Batch], seed: int) -> None:
         self.model, self.blocks, self.plan, self.batches = model, blocks, plan, batches
         self.probe = _probe_batch(batches[0])
         self.sampler = TokenSampler(min(1.0, plan.search_tokens / self._count_tokens()), seed)
@@ -185,7 +184,7 @@ class _Walker:
         items = sum(len(next(iter(batch.values()))) for batch in self.batches)
         return hidden[..., 0].numel() / len(next(iter(self.probe.values()))) * items
 
-    def _importance(self, seed: int) -> dict[str, torch.Tensor]:
+    def _importance(self, seed: int) -> dict[str, Importance]:
         """The Fisher information of every layer's output, where the plan's objective asks for it."""
         objective = self.plan.objective
         if objective == "output" or (objective == "auto" and is_causal(self.model)):

@@ -1,8 +1,8 @@
 """The joint search of LLM-FP4 (arXiv 2310.16836, §3.2 and §4): format and clipping range, by a layer's output error.
 
-With inputs X [tokens, channels] and a weight W [out_features, channels] the error is Σ f · (X Wᵀ − X̃ W̃ᵀ)², f ≥ 0 the
-importance of every output (1, or the diagonal Fisher information). It is a quadratic form in what rounding changes, so
-candidates cost one product with a [channels, channels] matrix instead of two with the outputs.
+With inputs X [tokens, channels] and a weight W [out_features, channels] the error is Σ a_t g_k (X Wᵀ − X̃ W̃ᵀ)²_tk, a and
+g the importance of tokens and outputs (1, or from the diagonal Fisher information). It is a quadratic form in what
+rounding changes, so candidates cost one product with a [channels, channels] matrix instead of two with the outputs.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -11,6 +11,7 @@ from functools import cached_property
 
 import torch
 
+from channelwise.methods.site import Importance
 from channelwise.numerics.floats import float_lattice, power_of_two
 from channelwise.numerics.grids import FloatGrid
 from channelwise.numerics.quantizer import SMALLEST_SCALE
@@ -26,23 +27,29 @@ class LayerProblem:
     """What the search is given, all float32.
 
     inputs: [tokens, channels]. weight: [out_features, channels]. largest: [channels], max|X_j| over the calibration
-    set. importance: [tokens, out_features], ≥ 0, or None for 1 everywhere.
+    set. importance: of the tokens and outputs, or None for 1 everywhere.
     """
 
     inputs: torch.Tensor
     weight: torch.Tensor
     largest: torch.Tensor
-    importance: torch.Tensor | None = None
+    importance: Importance | None = None
 
     def loss(self, inputs: torch.Tensor, weight: torch.Tensor) -> float:
         """Sum over features, mean over tokens, of the weighted squared error of X̃ W̃ᵀ."""
         total = 0.0
-        step = max(1, CHUNK // max(self.weight.shape[0], 1))
-        parts = zip(self.inputs.split(step), inputs.split(step), _split(self.importance, step), strict=False)
-        for x, quantized, importance in parts:
-            error = (x @ self.weight.t() - quantized @ weight.t()).square_()
-            total += float((error if importance is None else error.mul_(importance)).sum(dtype=torch.float64))
+        for part in _chunks(len(self.inputs), len(self.weight)):
+            error = self.inputs[part] @ self.weight.t() - inputs[part] @ weight.t()
+            total += float(self.by_token(self.by_output(error.square_()).sum(dim=1), part).sum(dtype=torch.float64))
         return total / max(len(self.inputs), 1)
+
+    def by_token(self, x: torch.Tensor, part: slice = slice(None), power: float = 1.0) -> torch.Tensor:
+        """x [..., tokens] of some tokens, times a power of their importance."""
+        return x if self.importance is None else x * self.importance.tokens[part] ** power
+
+    def by_output(self, x: torch.Tensor, part: slice = slice(None), power: float = 1.0) -> torch.Tensor:
+        """x [..., outputs] of some outputs, times a power of their importance."""
+        return x if self.importance is None else x * self.importance.outputs[part] ** power
 
 
 @dataclass(frozen=True)
@@ -105,16 +112,16 @@ class WeightSearch:
 
     @cached_property
     def _gram(self) -> torch.Tensor:
-        return self.inputs.t() @ self.inputs
+        return self._weighted.t() @ self.inputs
 
     @cached_property
     def _pull(self) -> torch.Tensor:
         """What (X − X̃) Wᵀ pulls each row towards, [out_features, channels]."""
-        return self.problem.weight @ (self.inputs.t() @ (self.problem.inputs - self.inputs)).t()
+        return self.problem.weight @ (self._weighted.t() @ (self.problem.inputs - self.inputs)).t()
 
     @cached_property
-    def _missing(self) -> torch.Tensor:
-        return (self.problem.inputs - self.inputs) @ self.problem.weight.t()
+    def _weighted(self) -> torch.Tensor:
+        return self.problem.by_token(self.inputs.t()).t()
 
     def losses(self, grid: FloatGrid, ratios: torch.Tensor) -> torch.Tensor:
         """Losses up to a constant per row, float64 [candidates, out_features].
@@ -123,22 +130,13 @@ class WeightSearch:
         """
         count, rows = ratios.shape
         found = torch.empty(count, rows, dtype=torch.float64, device=ratios.device)
-        per_row = count * (len(self.inputs) if self.problem.importance is not None else self.problem.weight.shape[1])
-        for part in _chunks(rows, per_row):
+        for part in _chunks(rows, count * self.problem.weight.shape[1]):
             weight = self.problem.weight[part]
             scale = row_scale(weight, grid, ratios[:, part, None])
             change = float_lattice(weight / scale, grid).mul_(scale).sub_(weight)
-            found[:, part] = self._plain(change, part) if self.problem.importance is None else self._weighted(change, part)
-        return found
-
-    def _plain(self, change: torch.Tensor, part: slice) -> torch.Tensor:
-        moved = (change @ self._gram).sub_(2.0 * self._pull[part])
-        return moved.mul_(change).sum(dim=2, dtype=torch.float64)
-
-    def _weighted(self, change: torch.Tensor, part: slice) -> torch.Tensor:
-        assert self.problem.importance is not None
-        error = (change @ self.inputs.t()).sub_(self._missing[:, part].t()).square_()
-        return error.mul_(self.problem.importance[:, part].t()).sum(dim=2, dtype=torch.float64)
+            moved = (change @ self._gram).sub_(2.0 * self._pull[part])
+            found[:, part] = moved.mul_(change).sum(dim=2, dtype=torch.float64)
+        return self.problem.by_output(found)
 
 
 @dataclass(frozen=True)
@@ -150,21 +148,30 @@ class InputSearch:
     pre_shift: bool
 
     @cached_property
+    def _weighted(self) -> torch.Tensor:
+        return self.problem.by_output(self.weight.t(), power=0.5).t()
+
+    @cached_property
+    def _lost(self) -> torch.Tensor:
+        """What the weight's rounding changed, weighted alike."""
+        return self.problem.by_output((self.problem.weight - self.weight).t(), power=0.5).t()
+
+    @cached_property
     def _missing(self) -> torch.Tensor:
-        return self.problem.inputs @ (self.problem.weight - self.weight).t()
+        return self.problem.inputs @ self._lost.t()
 
     @cached_property
     def _gram(self) -> torch.Tensor:
-        return self.weight.t() @ self.weight
+        return self._weighted.t() @ self._weighted
 
     @cached_property
     def _pull(self) -> torch.Tensor:
-        return self.problem.inputs @ ((self.problem.weight - self.weight).t() @ self.weight)
+        return self.problem.inputs @ (self._lost.t() @ self._weighted)
 
     @property
     def _by_gram(self) -> bool:
         rows, columns = self.weight.shape
-        return self.problem.importance is None and columns <= rows
+        return columns <= rows
 
     def losses(self, grid: FloatGrid, ratios: torch.Tensor) -> torch.Tensor:
         """Losses up to a constant, float64 [candidates]; ratios: float32 [candidates] of the largest |x|."""
@@ -175,22 +182,16 @@ class InputSearch:
         for part in _chunks(tokens, len(ratios) * max(columns, 0 if self._by_gram else self.weight.shape[0])):
             x = self.problem.inputs[part]
             change = float_lattice(x / scales, grid).mul_(scales).sub_(x)
-            total += (self._plain(change, part) if self._by_gram else self._direct(change, part)).double()
+            if self._by_gram:
+                errors = (change @ self._gram).sub_(2.0 * self._pull[part]).mul_(change).sum(dim=2)
+            else:
+                errors = (change @ self._weighted.t()).sub_(self._missing[part]).square_().sum(dim=2)
+            total += self.problem.by_token(errors, part).sum(dim=1, dtype=torch.float64)
         return total
 
     def losses_of_one(self, grid: FloatGrid, ratios: torch.Tensor) -> torch.Tensor:
         """The same with candidates and losses as [candidates, 1]: the input is one row to search."""
         return self.losses(grid, ratios[:, 0])[:, None]
-
-    def _plain(self, change: torch.Tensor, part: slice) -> torch.Tensor:
-        moved = (change @ self._gram).sub_(2.0 * self._pull[part])
-        return moved.mul_(change).sum(dim=(1, 2), dtype=torch.float64)
-
-    def _direct(self, change: torch.Tensor, part: slice) -> torch.Tensor:
-        error = (change @ self.weight.t()).sub_(self._missing[part]).square_()
-        if self.problem.importance is not None:
-            error.mul_(self.problem.importance[part])
-        return error.sum(dim=(1, 2), dtype=torch.float64)
 
 
 def row_scale(weight: torch.Tensor, grid: FloatGrid, ratio: torch.Tensor | float) -> torch.Tensor:
@@ -205,8 +206,8 @@ def search_ratios(
     """The indices 0 … size − 1 with the least loss, searched for many independent rows at once.
 
     losses: from indices int64 [candidates, rows] to their losses of that shape. start: int64 [rows], an index that is
-    looked at in any case. strides: first every strides[0]-th index (none if it is 0), then by each further stride around
-    the best so far. Returns indices int64 [rows] and losses float64 [rows].
+    looked at in any case. strides: first every strides[0]-th index (none if it is 0), then by each further stride
+    around the best so far. Returns indices int64 [rows] and losses float64 [rows].
     """
     best, least = start, losses(start[None])[0]
 
@@ -265,10 +266,3 @@ def _chunks(size: int, numbers: int) -> Iterator[slice]:
     """Slices of 0 … size whose entries, of so many numbers each, keep within `CHUNK`."""
     step = max(1, CHUNK // max(numbers, 1))
     return (slice(start, min(start + step, size)) for start in range(0, size, step))
-
-
-def _split(x: torch.Tensor | None, size: int) -> Iterator[torch.Tensor | None]:
-    if x is None:
-        while True:
-            yield None
-    yield from x.split(size)

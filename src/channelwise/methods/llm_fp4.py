@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass as plain_dataclass
+from dataclasses import field
 from typing import Annotated, Literal
 
 import torch
@@ -31,6 +32,9 @@ from channelwise.runtime.scheme import InputScheme, WeightScheme
 LATER_STRIDES = (0, 4, 2, 1)
 """Later rounds begin where the one before ended."""
 
+LATER_GRIDS = 2
+"""How many formats stay in the running after the first round."""
+
 Losses = Callable[[FloatGrid, torch.Tensor], torch.Tensor]
 
 
@@ -40,7 +44,8 @@ class LlmFp4:
 
     pre_shift: whether every input channel gets an exponent bias of its own (§4). rounds: of weight, then input.
     ratios: how many clipping ranges the grid has, from 0.01 to 1.2 of the largest number; 1 is always one more.
-    search: `full` looks at all of them in every round, `coarse_to_fine` at about a fifth.
+    search: `full` looks at all of them in every round; `coarse_to_fine` at about a fifth in the first round, and later
+    only at some around the best of the two best formats.
     """
 
     pre_shift: bool = True
@@ -76,9 +81,7 @@ class LlmFp4:
             found, loss = plain, plain_loss
         return found.layer_choice({"loss": loss, "loss_min_max": plain_loss})
 
-    def _searched(
-        self, problem: LayerProblem, weights: Sequence[FloatGrid], inputs: Sequence[FloatGrid]
-    ) -> "_Formats":
+    def _searched(self, problem: LayerProblem, weights: Sequence[FloatGrid], inputs: Sequence[FloatGrid]) -> "_Formats":
         weight_ranges, input_ranges = self._ranges(problem.weight.shape[0], problem), self._ranges(1, problem)
         input_found: InputFormat | None = None
         for number in range(self.rounds if inputs else 1):
@@ -93,23 +96,27 @@ class LlmFp4:
         return _Formats(weight_found, input_found)
 
     def _ranges(self, rows: int, problem: LayerProblem) -> "_Ranges":
-        return _Ranges(ratio_grid(self.ratios).to(problem.weight.device), rows, self.search == "full", {})
+        return _Ranges(ratio_grid(self.ratios).to(problem.weight.device), rows, self.search == "full")
 
 
 @plain_dataclass(frozen=True)
 class _Ranges:
-    """The clipping ratios of one thing with `rows` independent rows, and where each grid's search stands."""
+    """The clipping ratios of one thing with `rows` independent rows, and where the search stands.
+
+    places: of each grid, indices int64 [rows] of its best ratios. running: the grids that later rounds look at.
+    """
 
     ratios: torch.Tensor
     rows: int
     full: bool
-    places: dict[FloatGrid, torch.Tensor]
+    places: dict[FloatGrid, torch.Tensor] = field(default_factory=dict)
+    running: list[FloatGrid] = field(default_factory=list)
 
     def best(self, losses: Losses, grids: Sequence[FloatGrid], number: int) -> tuple[FloatGrid, torch.Tensor]:
         """The grid with the least loss over all rows together, and its ratios, float32 [rows]."""
-        totals = {}
+        totals: dict[FloatGrid, float] = {}
         strides = (1,) if self.full else STRIDES if number == 0 else LATER_STRIDES
-        for grid in grids:
+        for grid in self.running or grids:
 
             def at(indices: torch.Tensor, grid: FloatGrid = grid) -> torch.Tensor:
                 return losses(grid, self.ratios[indices])
@@ -117,6 +124,8 @@ class _Ranges:
             place, least = search_ratios(at, len(self.ratios), strides, self.places.get(grid, self._of_one()))
             self.places[grid] = place
             totals[grid] = float(least.sum())
+        if not self.full and not self.running:
+            self.running.extend(sorted(totals, key=totals.__getitem__)[:LATER_GRIDS])
         chosen = min(totals, key=totals.__getitem__)
         return chosen, self.ratios[self.places[chosen]]
 

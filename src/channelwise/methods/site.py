@@ -43,6 +43,17 @@ class ChannelStatistics:
 
 
 @dataclass(frozen=True)
+class Importance:
+    """How much an error at a layer's outputs matters to the model: of token t and output k, tokens_t · outputs_k.
+
+    float32 [tokens] and [out_features], each with mean 1: the marginals of the diagonal Fisher information.
+    """
+
+    tokens: torch.Tensor
+    outputs: torch.Tensor
+
+
+@dataclass(frozen=True)
 class InputQuantizer:
     """A layer's input quantizer: its scheme, and what a static one needs.
 
@@ -109,11 +120,8 @@ class SiteView(Protocol):
         ...
 
     @property
-    def importance(self) -> Sequence[torch.Tensor | None]:
-        """For each layer the diagonal Fisher information of its outputs at `samples`, or None for 1 everywhere.
-
-        float32 [tokens, out_features], the squared gradient of the model's loss.
-        """
+    def importance(self) -> Sequence[Importance | None]:
+        """For each layer the importance of its outputs at `samples`, or None for 1 everywhere."""
         ...
 
     def loss(self, transform: ChannelTransform, clip: float = 1.0) -> float:

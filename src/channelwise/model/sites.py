@@ -21,9 +21,10 @@ class Site:
     """The linear layers of one block that read the same input tensor; all names are relative to the block.
 
     name: the first layer's name. linears: in execution order. kind: "stream" if the input depends on the block's input
-    without passing through another linear layer, else "inner"; "head" is the output layer of a model, not found here.
-    level: 0 if no other site feeds this one, else one more than the highest that does. dependents: names of the sites fed directly. mixes_tokens: whether a token reaches other
-    tokens on the way there (attention). scope: the innermost module that holds this site's and its dependents' layers.
+    without passing through another linear layer, else "inner"; "head" is a model's output layer, not found here.
+    level: 0 if no other site feeds this one, else one more than the highest that does. dependents: names of the sites
+    fed directly. mixes_tokens: whether a token reaches other tokens on the way there (attention). scope: the innermost
+    module that holds this site's and its dependents' layers.
     """
 
     name: str
