@@ -21,9 +21,8 @@ def quantize_embedding(model: nn.Module, plan: EmbeddingPlan) -> dict[str, float
 
     A model without one (of images, say) is left as it is, with no notes.
     """
-    getter = getattr(model, "get_input_embeddings", None)
-    embedding = getter() if callable(getter) else None
-    if not isinstance(embedding, nn.Embedding):
+    embedding = _token_embedding(model)
+    if embedding is None:
         return {}
     table = embedding_table(embedding)
     grid, parameters = _quantizer(table, plan)
@@ -37,6 +36,15 @@ def quantize_embedding(model: nn.Module, plan: EmbeddingPlan) -> dict[str, float
         if isinstance(module, nn.Embedding) and module.weight is embedding.weight:
             replace_module(model, name, quantized)
     return {"weights": grid_name(grid), "rows": float(table.shape[0])}
+
+
+def _token_embedding(model: nn.Module) -> nn.Embedding | None:
+    getter = getattr(model, "get_input_embeddings", None)
+    try:
+        found = getter() if callable(getter) else None
+    except NotImplementedError:  # some image models of transformers have none to name
+        return None
+    return found if isinstance(found, nn.Embedding) else None
 
 
 @torch.no_grad()

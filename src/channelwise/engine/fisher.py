@@ -73,14 +73,16 @@ def _squared_gradients(
 def _losses(result: Any, generator: torch.Generator) -> Iterator[tuple[float, torch.Tensor]]:
     """Weights and losses whose squared gradients add up to the Fisher information of the model's answer.
 
-    Logits are a categorical distribution each; hidden states without a head the mean of a normal one.
+    Logits are a categorical distribution each; anything else (hidden states, a number) is the mean of a normal one.
+    There are none where the answer is not finite: the walk tells at which layer that begins.
     """
     logits = getattr(result, "logits", None)
-    if logits is None:
-        hidden = result.last_hidden_state.float()
+    if logits is None or logits.shape[-1] == 1:
+        answers = _answers(result)
         for _ in range(DRAWS):
-            noise = torch.randn(hidden.shape, generator=generator).to(hidden.device)
-            yield 1.0 / DRAWS, (noise * hidden).sum()
+            noise = [torch.randn(answer.shape, generator=generator).to(answer.device) for answer in answers]
+            parts = [(draw * answer).sum() for draw, answer in zip(noise, answers, strict=True)]
+            yield 1.0 / DRAWS, torch.stack(parts).sum()
         return
     likelihoods = torch.log_softmax(logits.float(), dim=-1).flatten(0, -2)
     shares = likelihoods.detach().exp()
@@ -89,9 +91,16 @@ def _losses(result: Any, generator: torch.Generator) -> Iterator[tuple[float, to
             # Items of a batch do not reach each other's tokens, so √p in the sum is p on the squared gradient.
             yield 1.0, -(shares[:, index].sqrt() * likelihoods[:, index]).sum()
         return
-    for _ in range(DRAWS):
+    for _ in range(DRAWS if bool(torch.isfinite(shares).all()) else 0):
         drawn = torch.multinomial(shares.cpu(), 1, generator=generator).to(shares.device)
         yield 1.0 / DRAWS, -likelihoods.gather(1, drawn).sum()
+
+
+def _answers(result: Any) -> list[torch.Tensor]:
+    """What a model without class probabilities answers, float32: its last hidden state, else all that it puts out."""
+    hidden = getattr(result, "last_hidden_state", None)
+    found = [hidden] if hidden is not None else list(result.values() if isinstance(result, dict) else result)
+    return [part.float() for part in found if isinstance(part, torch.Tensor) and part.is_floating_point()]
 
 
 @contextmanager
