@@ -70,13 +70,14 @@ class Recipe(Strict):
 
 
 def recipe_names() -> tuple[str, ...]:
-    """The names of the recipes that come with the package, METHOD-wNaM, the widest first and then by method."""
+    """The names of the recipes that come with the package, METHOD-wN[aM][gG], the widest first and then by method."""
     folder = resources.files("channelwise.recipes")
     names = [f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml")]
 
-    def order(name: str) -> tuple[int, str]:
+    def order(name: str) -> tuple[int, int, str]:
         method, _, widths = name.rpartition("-w")
-        return (-int(widths.partition("a")[0]), method)
+        bits, _, inputs = widths.partition("g")[0].partition("a")
+        return (-int(bits), -int(inputs or 16), method)
 
     return tuple(sorted(names, key=order))
 

@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from channelwise.engine.plan import EmbeddingPlan, InputPlan, SitePlan, WeightPlan
 from channelwise.methods import METHODS
+from channelwise.methods.gptq import Gptq
 from channelwise.methods.site import Method
 from channelwise.numerics.granularity import Granularity
 from channelwise.numerics.grids import FloatGrid, Grid, IntegerGrid, float_grids, grid_name
@@ -51,23 +52,53 @@ class _Format(Strict):
 
 
 class WeightRecipe(_Format):
-    """Format and granularity of the weights; `group` needs group_size, runs along a row (`oc`) or a column (`ic`)."""
+    """Format, granularity and rounding of the weights.
+
+    `group` needs group_size; groups run along a row (`oc`), a column (`ic`), or whichever changes the layer's output
+    less (`ada`): choose_on says whether that is the output of the site's part of the block, or the layer's own. clip:
+    `search` cuts ranges to what changes the output least. rounding: {name: nearest} or {name: gptq, …}.
+    """
 
     granularity: Literal["tensor", "output_channel", "group"] = "output_channel"
     group_size: Count | None = None
-    direction: Literal["oc", "ic"] = "oc"
+    direction: Literal["oc", "ic", "ada"] = "oc"
+    choose_on: Literal["part", "own"] = "part"
+    clip: Literal["none", "search"] = "none"
+    rounding: dict[str, Any] = {"name": "nearest"}
 
     @model_validator(mode="after")
-    def _group_size_where_it_belongs(self) -> Self:
+    def _settings_where_they_belong(self) -> Self:
         if (self.granularity == "group") != (self.group_size is not None):
             raise ValueError("group_size goes with granularity: group, and only with it")
+        if self.direction != "oc" and self.granularity != "group":
+            raise ValueError(f"direction: {self.direction} goes with granularity: group")
+        self.build_rounding()
         return self
+
+    def build_rounding(self) -> Gptq | None:
+        """GPTQ's settings, None for nearest. Raises ValueError (pydantic's too) for an unknown name or option."""
+        options = dict(self.rounding)
+        name = options.pop("name", None)
+        if name not in ("nearest", "gptq"):
+            raise ValueError(f"unknown rounding {name!r}; there are nearest and gptq")
+        if name == "nearest" and options:
+            raise ValueError(f"rounding: nearest takes no {next(iter(options))}")
+        return Gptq(**options) if name == "gptq" else None
 
     def plan(self) -> WeightPlan:
         """The same as the engine takes it."""
-        kinds = {"tensor": "tensor", "output_channel": "row", "group": f"{_GROUP_AXIS[self.direction]}_group"}
-        granularity = Granularity(kinds[self.granularity], self.group_size)  # type: ignore[arg-type]
-        return WeightPlan(self.grids(), granularity)
+        return WeightPlan(
+            self.grids(),
+            self._granularity("ic" if self.direction == "ic" else "oc"),
+            alternative=self._granularity("ic") if self.direction == "ada" else None,
+            choose_on=self.choose_on,
+            rounding=self.build_rounding(),
+            search_clip=self.clip == "search",
+        )
+
+    def _granularity(self, direction: str) -> Granularity:
+        kinds = {"tensor": "tensor", "output_channel": "row", "group": f"{_GROUP_AXIS[direction]}_group"}
+        return Granularity(kinds[self.granularity], self.group_size)  # type: ignore[arg-type]
 
 
 _GROUP_AXIS = {"oc": "row", "ic": "column"}

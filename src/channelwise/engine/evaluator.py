@@ -82,8 +82,22 @@ class SiteEvaluator:
         for run, x, targets in self._targets:
             quantized = self._quantized_input(transform, x, clip)
             outputs = [apply_linear(quantized, w, b) for w, b in zip(weights, biases, strict=True)]
-            seen = self._observe(run, outputs, x.dtype)
-            total += sum(float((s.float() - t.float()).square().sum()) for s, t in zip(seen, targets, strict=True))
+            total += _squared_difference(self._observe(run, outputs, x.dtype), targets)
+            tokens += x.numel() // x.shape[-1]
+        return total / max(tokens, 1)
+
+    def weight_loss(self, transform: ChannelTransform, linear: str, weight: torch.Tensor) -> float:
+        """The same for one layer's rounded weight, its inputs and the site's other layers in floating point.
+
+        weight: the values of the codes, of the transformed weight, float32 [out_features, channels].
+        """
+        index = self.site.linears.index(linear)
+        bias = transform.fold_bias(self.weights[index], self._biases[index])
+        total, tokens = 0.0, 0
+        for run, x, targets in self._targets:
+            outputs = [apply_linear(x.float(), w, b) for w, b in zip(self.weights, self._biases, strict=True)]
+            outputs[index] = apply_linear(transform.apply(x.float()), weight, bias)
+            total += _squared_difference(self._observe(run, outputs, x.dtype), targets)
             tokens += x.numel() // x.shape[-1]
         return total / max(tokens, 1)
 
@@ -155,6 +169,10 @@ class SiteEvaluator:
             step, zero_point = input_step(self.statistics, transform, scheme.grid, clip)
         encoder = encoder_of(scheme, transform, step, zero_point, None)
         return transform.apply(x.float()) if encoder is None else encoder(x).values()
+
+
+def _squared_difference(seen: Sequence[torch.Tensor], targets: Sequence[torch.Tensor]) -> float:
+    return sum(float((s.float() - t.float()).square().sum()) for s, t in zip(seen, targets, strict=True))
 
 
 def _constant(output: torch.Tensor) -> Callable[..., torch.Tensor]:

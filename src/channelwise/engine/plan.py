@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Literal
 
+from channelwise.methods.gptq import Gptq
 from channelwise.methods.site import Method
 from channelwise.numerics.granularity import Granularity
 from channelwise.numerics.grids import FloatGrid, Grid
@@ -15,10 +16,25 @@ Objective = Literal["auto", "output", "fisher"]
 
 @dataclass(frozen=True)
 class WeightPlan:
-    """The grids that a weight may have (several: the method chooses), and its granularity."""
+    """The grids that a weight may have (several: the method chooses), its granularity, and how it is rounded.
+
+    alternative: groups in the other direction, taken for a layer where they change its output less (AdaDim); choose_on:
+    whether that is the output of the site's part of the block (what reaches the next layers), or the layer's own.
+    rounding: GPTQ's settings, None rounds to nearest. search_clip: whether ranges are cut to what changes the output
+    least.
+    """
 
     grids: tuple[Grid, ...]
     granularity: Granularity
+    alternative: Granularity | None = None
+    choose_on: Literal["part", "own"] = "part"
+    rounding: Gptq | None = None
+    search_clip: bool = False
+
+    @property
+    def needs_hessian(self) -> bool:
+        """Whether the inputs' second moments are needed."""
+        return self.rounding is not None or self.alternative is not None or self.search_clip
 
     @property
     def scheme(self) -> WeightScheme:

@@ -10,30 +10,27 @@ from channelwise.runtime.linear import QuantizedLinear
 from channelwise.runtime.scheme import InputScheme, LinearScheme, WeightScheme
 
 
-def plain_layer(
-    linear: nn.Module,
-    transform: ChannelTransform,
-    statistics: ChannelStatistics | None,
-    weights: WeightScheme,
-    inputs: InputScheme | None,
-    clip: float = 1.0,
-) -> LayerChoice:
-    """The layer's quantizers with min-max ranges.
+def plain_input(
+    transform: ChannelTransform, statistics: ChannelStatistics | None, inputs: InputScheme | None, clip: float = 1.0
+) -> InputQuantizer | None:
+    """The input quantizer with a min-max range, None for inputs in floating point.
 
-    statistics may be None only where the input quantizer is not static. clip: the share of the input's range that a
-    static quantizer covers; what is beyond saturates.
+    statistics may be None only where the quantizer is not static. clip: the share of the input's range that a static
+    one covers; what is beyond saturates.
     """
-    folded = transform.fold_weight(weight_matrix(linear).detach().float())
-    parameters = parameters_of(folded, weights.grid, weights.granularity)
-    if inputs is None:
-        return LayerChoice(weights, parameters, None)
-    if inputs.kind == "token":
-        return LayerChoice(weights, parameters, InputQuantizer(inputs))
+    if inputs is None or inputs.kind == "token":
+        return inputs and InputQuantizer(inputs)
     if statistics is None:
         raise ValueError("a static input quantizer needs statistics")
-    return LayerChoice(
-        weights, parameters, InputQuantizer(inputs, *input_step(statistics, transform, inputs.grid, clip))
-    )
+    return InputQuantizer(inputs, *input_step(statistics, transform, inputs.grid, clip))
+
+
+def plain_layer(
+    linear: nn.Module, transform: ChannelTransform, weights: WeightScheme, inputs: InputQuantizer | None
+) -> LayerChoice:
+    """The layer's quantizers with the weight's min-max range, rounded to nearest."""
+    folded = transform.fold_weight(weight_matrix(linear).detach().float())
+    return LayerChoice(weights, parameters_of(folded, weights.grid, weights.granularity), inputs)
 
 
 def quantize_linear(linear: nn.Module, transform: ChannelTransform, layer: LayerChoice) -> QuantizedLinear:
@@ -42,7 +39,9 @@ def quantize_linear(linear: nn.Module, transform: ChannelTransform, layer: Layer
     bias = bias_vector(linear)
     folded_bias = transform.fold_bias(weight, None if bias is None else bias.detach().float())
     grid, granularity = layer.weights.grid, layer.weights.granularity
-    codes = encode(transform.fold_weight(weight), layer.parameters, grid, granularity)
+    codes = layer.codes
+    if codes is None:
+        codes = encode(transform.fold_weight(weight), layer.parameters, grid, granularity)
     inputs = layer.inputs
     scheme = LinearScheme(
         in_features=weight.shape[1],

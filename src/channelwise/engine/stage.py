@@ -11,11 +11,13 @@ from torch import nn
 from channelwise.engine.evaluator import SiteEvaluator, loss_dependents, with_searched_clip
 from channelwise.engine.hooks import run_until_seen
 from channelwise.engine.plan import Plan, SiteRecord
-from channelwise.engine.quantize import plain_layer, quantize_linear
+from channelwise.engine.quantize import plain_input, plain_layer, quantize_linear
+from channelwise.engine.rounding import SiteRounding
 from channelwise.engine.sampling import TokenSampler
 from channelwise.engine.statistics import StatisticsBuilder
 from channelwise.errors import NumericalError
-from channelwise.methods.site import ChannelStatistics, Choice, Importance
+from channelwise.methods.hessian import Hessian, HessianBuilder
+from channelwise.methods.site import ChannelStatistics, Choice, Importance, InputQuantizer, LayerChoice
 from channelwise.model.linears import replace_module
 from channelwise.model.sites import Site
 from channelwise.numerics.transform import ChannelTransform
@@ -53,22 +55,32 @@ class Stage:
 Replacements = dict[str, QuantizedLinear]
 
 
+@dataclass(frozen=True)
+class _Seen:
+    """What was gathered of one site's input; the Hessian only where the plan needs it."""
+
+    statistics: ChannelStatistics
+    hessian: Hessian | None
+
+
 def quantize_sites(stage: Stage, sites: Sequence[Site], plan: Plan) -> tuple[list[SiteRecord], Replacements]:
     """The records and the quantized layers of some of the stage's sites; nothing is replaced yet.
 
-    Raises NumericalError, naming the layer, for numbers that are not finite.
+    Raises NumericalError, naming the layer, for numbers that are not finite and Hessians that cannot be inverted.
     """
-    statistics = _collect(stage, sites)
-    records, layers = [], {}
+    seen = _collect(stage, sites, plan)
+    records, replacements = [], {}
     for site in sites:
-        found = statistics.get(site.name)
-        choice = None
-        if found is not None:
-            _check_finite(found, stage.full(site.name))
-            choice = _choose(stage, site, found, plan)
-        layers.update(_quantized(stage, site, choice, found, plan))
-        records.append(_record(stage, site, found, choice))
-    return records, layers
+        found = seen.get(site.name)
+        if found is None:
+            layers, choice = _unseen(stage, site, plan), Choice(ChannelTransform())
+            records.append(_unseen_record(stage, site))
+        else:
+            _check_finite(found.statistics, stage.full(site.name))
+            choice, layers = _chosen(stage, site, found, plan)
+            records.append(_record(stage, site, found.statistics, choice, layers))
+        replacements.update(_quantized(stage, choice.transform, layers))
+    return records, replacements
 
 
 def install(stage: Stage, layers: Replacements) -> None:
@@ -77,19 +89,31 @@ def install(stage: Stage, layers: Replacements) -> None:
         replace_module(stage.root, name, layer)
 
 
-def _collect(stage: Stage, sites: Sequence[Site]) -> dict[str, ChannelStatistics]:
+def _collect(stage: Stage, sites: Sequence[Site], plan: Plan) -> dict[str, _Seen]:
     builders = {site.name: StatisticsBuilder(site.channels) for site in sites}
+    hessians = {site.name: HessianBuilder(site.channels) for site in sites if plan.weights.needs_hessian}
+
+    def see(site: str, x: torch.Tensor) -> None:
+        builders[site].update(x)
+        if site in hessians:
+            hessians[site].update(x)
+
     for run in stage.runs(range(stage.samples)):
-        run_until_seen(run, stage.root, list(builders), lambda site, x: builders[site].update(x))
-    return {site: builder.finish() for site, builder in builders.items() if builder.tokens}
+        run_until_seen(run, stage.root, list(builders), see)
+    return {
+        site: _Seen(builder.finish(), hessians[site].finish() if site in hessians else None)
+        for site, builder in builders.items()
+        if builder.tokens
+    }
 
 
-def _choose(stage: Stage, site: Site, statistics: ChannelStatistics, plan: Plan) -> Choice:
+def _chosen(stage: Stage, site: Site, seen: _Seen, plan: Plan) -> tuple[Choice, dict[str, LayerChoice]]:
+    """The site's choice, and the quantizers of its layers that are not excluded."""
     site_plan = plan.site_plan(site.kind)
     evaluator = SiteEvaluator(
         block=stage.root,
         site=site,
-        statistics=statistics,
+        statistics=seen.statistics,
         runs=stage.runs(stage.search),
         weight_plan=plan.weights,
         input_plan=site_plan.inputs,
@@ -99,19 +123,18 @@ def _choose(stage: Stage, site: Site, statistics: ChannelStatistics, plan: Plan)
         importance_of={linear: stage.importance.get(stage.full(linear)) for linear in site.linears},
     )
     choice = site_plan.method.choose(evaluator)
-    return with_searched_clip(choice, evaluator) if site_plan.search_clip else choice
-
-
-def _quantized(
-    stage: Stage, site: Site, choice: Choice | None, statistics: ChannelStatistics | None, plan: Plan
-) -> Replacements:
-    input_plan = plan.site_plan(site.kind).inputs
-    inputs = None if input_plan is None else input_plan.scheme
-    if statistics is None and inputs is not None:
-        # An expert that no token reached: nothing is known of its range, so it is found at run time.
-        inputs = InputScheme(inputs.grid, "token")
-    choice = choice or Choice(ChannelTransform())
+    if site_plan.search_clip:
+        choice = with_searched_clip(choice, evaluator)
+    scheme = None if site_plan.inputs is None else site_plan.inputs.scheme
+    inputs = plain_input(choice.transform, seen.statistics, scheme, choice.clip)
     layers = {}
+    rounding = SiteRounding(
+        plan.weights,
+        choice.transform,
+        None if seen.hessian is None else seen.hessian.transformed(choice.transform),
+        lambda name, weight: evaluator.weight_loss(choice.transform, name, weight),
+        stage.full(site.name),
+    )
     for index, linear in enumerate(site.linears):
         if plan.excludes(stage.full(linear)):
             continue
@@ -119,11 +142,29 @@ def _quantized(
         if choice.layers is not None:
             layer = choice.layers[index]
         else:
-            layer = plain_layer(module, choice.transform, statistics, plan.weights.scheme, inputs, choice.clip)
-        layers[linear] = quantize_linear(module, choice.transform, layer)
-        if not bool(torch.isfinite(layers[linear].weight_scale).all()):
+            layer = plain_layer(module, choice.transform, plan.weights.scheme, inputs)
+        layers[linear] = rounding.layer(module, linear, layer) if plan.weights.needs_hessian else layer
+    return choice, layers
+
+
+def _unseen(stage: Stage, site: Site, plan: Plan) -> dict[str, LayerChoice]:
+    """Quantizers for an expert that no token reached: nothing is known of its range, so it is found at run time."""
+    inputs = plan.site_plan(site.kind).inputs
+    quantizer = None if inputs is None else InputQuantizer(InputScheme(inputs.scheme.grid, "token"))
+    return {
+        linear: plain_layer(stage.root.get_submodule(linear), ChannelTransform(), plan.weights.scheme, quantizer)
+        for linear in site.linears
+        if not plan.excludes(stage.full(linear))
+    }
+
+
+def _quantized(stage: Stage, transform: ChannelTransform, layers: Mapping[str, LayerChoice]) -> Replacements:
+    quantized = {}
+    for linear, layer in layers.items():
+        quantized[linear] = quantize_linear(stage.root.get_submodule(linear), transform, layer)
+        if not bool(torch.isfinite(quantized[linear].weight_scale).all()):
             raise NumericalError(f"{stage.full(linear)}: its weight has values that are not finite; check the weights")
-    return layers
+    return quantized
 
 
 def _check_finite(statistics: ChannelStatistics, name: str) -> None:
@@ -131,16 +172,18 @@ def _check_finite(statistics: ChannelStatistics, name: str) -> None:
         raise NumericalError(f"{name}: its input has values that are not finite; check the model's weights and dtype")
 
 
-def _record(stage: Stage, site: Site, statistics: ChannelStatistics | None, choice: Choice | None) -> SiteRecord:
+def _unseen_record(stage: Stage, site: Site) -> SiteRecord:
     linears = tuple(stage.full(linear) for linear in site.linears)
-    if statistics is None:
-        return SiteRecord(
-            linears[0], linears, site.kind, site.channels, 0, 0.0, 0.0, 0.0, {"note": "no token reached it"}
-        )
+    return SiteRecord(linears[0], linears, site.kind, site.channels, 0, 0.0, 0.0, 0.0, {"note": "no token reached it"})
+
+
+def _record(
+    stage: Stage, site: Site, statistics: ChannelStatistics, choice: Choice, layers: Mapping[str, LayerChoice]
+) -> SiteRecord:
+    linears = tuple(stage.full(linear) for linear in site.linears)
     largest = statistics.absolute_maximum
     half = (statistics.maximum - statistics.minimum) / 2
     asymmetry = statistics.center.abs() / half.clamp(min=torch.finfo(torch.float32).tiny)
-    layers = choice.layers if choice is not None and choice.layers is not None else ()
     return SiteRecord(
         name=linears[0],
         linears=linears,
@@ -150,6 +193,6 @@ def _record(stage: Stage, site: Site, statistics: ChannelStatistics | None, choi
         largest=float(largest.amax()),
         median=float(largest.median()),
         asymmetry=float(asymmetry[half > 0].amax()) if bool((half > 0).any()) else 0.0,
-        notes=dict(choice.notes) if choice else {},
-        layers={name: dict(layer.notes) for name, layer in zip(linears, layers, strict=False)},
+        notes=dict(choice.notes),
+        layers={stage.full(linear): dict(layer.notes) for linear, layer in layers.items() if layer.notes},
     )

@@ -20,6 +20,7 @@ REDUCTIONS = {
     "minimum": Reduction.MINIMUM,
     "maximum": Reduction.MAXIMUM,
     "center_sum": Reduction.SUM,
+    "absolute_sum": Reduction.SUM,
     "samples": Reduction.SUM,
     "tokens": Reduction.SUM,
 }
@@ -35,6 +36,7 @@ class StatisticsBuilder:
         self.minimum = torch.full((self.channels,), torch.inf)
         self.maximum = torch.full((self.channels,), -torch.inf)
         self.center_sum = torch.zeros(self.channels, dtype=torch.float64)
+        self.absolute_sum = torch.zeros(self.channels, dtype=torch.float64)
         self.samples = 0
         self.tokens = 0
 
@@ -48,6 +50,7 @@ class StatisticsBuilder:
         self.minimum = torch.minimum(self.minimum, low.amin(dim=0))
         self.maximum = torch.maximum(self.maximum, high.amax(dim=0))
         self.center_sum += ((low + high) / 2).double().sum(dim=0)
+        self.absolute_sum += x.float().abs().sum(dim=(0, 1)).double().cpu()
         self.samples += x.shape[0]
         self.tokens += x.shape[0] * x.shape[1]
 
@@ -56,4 +59,5 @@ class StatisticsBuilder:
         if self.tokens == 0:
             raise ValueError("no tokens were seen")
         center = (self.center_sum / self.samples).float()
-        return ChannelStatistics(self.minimum, self.maximum, center, self.tokens)
+        mean_absolute = (self.absolute_sum / self.tokens).float()
+        return ChannelStatistics(self.minimum, self.maximum, center, self.tokens, mean_absolute)

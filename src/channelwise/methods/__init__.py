@@ -1,5 +1,6 @@
 """The methods, by the names that recipes use. A new method is one file and a line here."""
 
+from channelwise.methods.awq import Awq
 from channelwise.methods.llm_fp4 import LlmFp4
 from channelwise.methods.none import NoTransform
 from channelwise.methods.os_plus import OutlierSuppressionPlus
@@ -12,6 +13,7 @@ METHODS = {
     "os_plus": OutlierSuppressionPlus,
     "outliertune": OutlierTune,
     "llm_fp4": LlmFp4,
+    "awq": Awq,
 }
 
-__all__ = ["METHODS", "LlmFp4", "NoTransform", "OutlierSuppressionPlus", "OutlierTune", "SmoothQuant"]
+__all__ = ["METHODS", "Awq", "LlmFp4", "NoTransform", "OutlierSuppressionPlus", "OutlierTune", "SmoothQuant"]

@@ -19,13 +19,14 @@ class ChannelStatistics:
     """Statistics of a site's input over the calibration set, each float32 [channels].
 
     minimum, maximum: over all tokens. sample_center: the mean over samples of (max + min)/2 within the sample.
-    tokens: how many tokens were seen.
+    tokens: how many tokens were seen. mean_absolute: the mean of |X_j| over all tokens, where it was gathered.
     """
 
     minimum: torch.Tensor
     maximum: torch.Tensor
     sample_center: torch.Tensor
     tokens: int
+    mean_absolute: torch.Tensor | None = None
 
     @property
     def center(self) -> torch.Tensor:
@@ -69,12 +70,16 @@ class InputQuantizer:
 
 @dataclass(frozen=True)
 class LayerChoice:
-    """The quantizers of one linear layer: its (transformed) weight's scheme and parameters, its input, and notes."""
+    """The quantizers of one linear layer: its (transformed) weight's scheme and parameters, its input, and notes.
+
+    codes: int16 [out_features, channels] where rounding was more than to nearest, else None.
+    """
 
     weights: WeightScheme
     parameters: Parameters
     inputs: InputQuantizer | None
     notes: Notes = field(default_factory=dict)
+    codes: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -26,25 +26,37 @@ class Parameters:
     zero_point: torch.Tensor | None = None
 
 
-def parameters_from_range(low: torch.Tensor, high: torch.Tensor, grid: Grid) -> Parameters:
+def parameters_from_range(
+    low: torch.Tensor, high: torch.Tensor, grid: Grid, dtype: torch.dtype = torch.float32
+) -> Parameters:
     """The parameters whose grid just covers [low, high], float32 of any one shape.
 
     Symmetric and floating-point grids cover ±max(|low|, |high|). An asymmetric grid always has 0 in its range,
-    so that a group of one sign does not collapse (AdaDim's released code lacks that).
+    so that a group of one sign does not collapse (AdaDim's released code lacks that). dtype: scales are rounded to it,
+    and are still float32.
     """
     if isinstance(grid, IntegerGrid) and not grid.symmetric:
         low, high = torch.clamp(low.float(), max=0.0), torch.clamp(high.float(), min=0.0)
-        scale = torch.clamp((high - low) / grid.highest, min=SMALLEST_SCALE)
+        scale = _stored((high - low) / grid.highest, dtype)
         zero_point = torch.clamp(torch.round(-low / scale), grid.lowest, grid.highest)
         return Parameters(scale, zero_point)
     largest = torch.maximum(low.abs(), high.abs()).float()
     top = grid.largest_value if isinstance(grid, FloatGrid) else grid.highest
-    return Parameters(torch.clamp(largest / top, min=SMALLEST_SCALE))
+    return Parameters(_stored(largest / top, dtype))
 
 
 def parameters_of(x: torch.Tensor, grid: Grid, granularity: Granularity) -> Parameters:
-    """Min-max parameters of a matrix [rows, columns]."""
-    return parameters_from_range(*value_range(x, granularity), grid)
+    """Min-max parameters of a matrix [rows, columns], scales as they are stored (`scale_dtype`)."""
+    return parameters_from_range(*value_range(x, granularity), grid, scale_dtype(granularity))
+
+
+def scale_dtype(granularity: Granularity) -> torch.dtype:
+    """How scales are stored: in 16 bits where there are many of them, with the range of float32."""
+    return torch.bfloat16 if granularity.kind in ("row_group", "column_group") else torch.float32
+
+
+def _stored(scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return torch.clamp(scale, min=SMALLEST_SCALE).to(dtype).float()
 
 
 def encode(x: torch.Tensor, parameters: Parameters, grid: Grid, granularity: Granularity) -> torch.Tensor:

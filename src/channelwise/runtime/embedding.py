@@ -7,16 +7,16 @@ import torch
 from torch import nn
 
 from channelwise.numerics.quantizer import Parameters, decode
-from channelwise.runtime.layout import fitted, weight_layout
-from channelwise.runtime.packing import pack, unpack
+from channelwise.runtime.layout import fitted, weight_layout, weight_parameters, weight_parts
+from channelwise.runtime.packing import unpack
 from channelwise.runtime.scheme import EmbeddingScheme
 
 
 class QuantizedEmbedding(nn.Module):
     """Row i of the table for every id i, in the scheme's dtype, which follows `.to(dtype)` of the model.
 
-    Buffers, under these names in a checkpoint: weight_packed uint8 [rows, bytes]; weight_scale float32 and, for grids
-    with zero points, weight_zero_point uint8 of the granularity's parameter shape. They keep their dtypes.
+    Buffers, under these names in a checkpoint: weight_packed uint8 [rows, bytes]; weight_scale and, for grids
+    with zero points, weight_zero_point as in `QuantizedLinear`. They keep their dtypes.
     """
 
     weight_packed: torch.Tensor
@@ -39,11 +39,7 @@ class QuantizedEmbedding(nn.Module):
 
         Raises ValueError if a part is missing, superfluous or of the wrong shape.
         """
-        parts = {
-            "weight_packed": pack(codes - scheme.weights.grid.lowest, scheme.weights.grid.bits),
-            "weight_scale": parameters.scale,
-            "weight_zero_point": parameters.zero_point,
-        }
+        parts = weight_parts(codes, parameters, scheme.weights)
         table = cls(scheme, device="meta")
         for name, layout in weight_layout((scheme.rows, scheme.columns), scheme.weights).items():
             setattr(table, name, fitted(name, parts[name], layout, codes.device))
@@ -100,10 +96,10 @@ class QuantizedEmbedding(nn.Module):
         weights = self.scheme.weights
         # Unlike an index in brackets, this refuses ids below 0.
         packed, scale = self.weight_packed.index_select(0, ids), self.weight_scale.index_select(0, ids)
-        zero_point = None if self.weight_zero_point is None else self.weight_zero_point.index_select(0, ids).float()
-        codes, parameters = unpack(packed, weights.grid.bits, self.embedding_dim), Parameters(scale, zero_point)
-        signed = codes.to(torch.int16) + weights.grid.lowest
-        return decode(signed, parameters, weights.grid, weights.granularity)
+        zero_point = None if self.weight_zero_point is None else self.weight_zero_point.index_select(0, ids)
+        codes = unpack(packed, weights.grid.bits, self.embedding_dim).to(torch.int16) + weights.grid.lowest
+        parameters = weight_parameters(scale, zero_point, weights)
+        return decode(codes, parameters, weights.grid, weights.granularity)
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> "QuantizedEmbedding":
         def kept(tensor: torch.Tensor) -> torch.Tensor:

@@ -3,8 +3,9 @@
 import torch
 
 from channelwise.numerics.granularity import parameter_shape
+from channelwise.numerics.quantizer import Parameters, scale_dtype
 from channelwise.numerics.grids import FloatGrid
-from channelwise.runtime.packing import packed_columns
+from channelwise.runtime.packing import pack, packed_columns, unpack
 from channelwise.runtime.scheme import LinearScheme, WeightScheme, is_asymmetric
 
 Layout = tuple[tuple[int, ...], torch.dtype]
@@ -32,11 +33,29 @@ def weight_layout(shape: tuple[int, int], weights: WeightScheme) -> dict[str, La
     """The buffers of a quantized matrix of `shape`."""
     rows, columns = shape
     parameters = parameter_shape(shape, weights.granularity)
+    zero_points = (parameters[0], packed_columns(parameters[1], weights.grid.bits))
     return {
         "weight_packed": ((rows, packed_columns(columns, weights.grid.bits)), torch.uint8),
-        "weight_scale": (parameters, torch.float32),
-        "weight_zero_point": (parameters, torch.uint8) if is_asymmetric(weights.grid) else None,
+        "weight_scale": (parameters, scale_dtype(weights.granularity)),
+        "weight_zero_point": (zero_points, torch.uint8) if is_asymmetric(weights.grid) else None,
     }
+
+
+def weight_parts(codes: torch.Tensor, parameters: Parameters, weights: WeightScheme) -> dict[str, torch.Tensor | None]:
+    """What the buffers of `weight_layout` hold: codes and zero points packed at the grid's width."""
+    zero_point = parameters.zero_point
+    return {
+        "weight_packed": pack(codes - weights.grid.lowest, weights.grid.bits),
+        "weight_scale": parameters.scale,
+        "weight_zero_point": None if zero_point is None else pack(zero_point.to(torch.int16), weights.grid.bits),
+    }
+
+
+def weight_parameters(scale: torch.Tensor, zero_point: torch.Tensor | None, weights: WeightScheme) -> Parameters:
+    """The parameters that the buffers `weight_scale` and `weight_zero_point`, or some of their rows, stand for."""
+    if zero_point is None:
+        return Parameters(scale.float())
+    return Parameters(scale.float(), unpack(zero_point, weights.grid.bits, scale.shape[1]).float())
 
 
 def fitted(name: str, part: torch.Tensor | None, layout: Layout | None, device: torch.device) -> torch.Tensor | None:

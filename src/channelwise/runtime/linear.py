@@ -10,8 +10,8 @@ from channelwise.numerics.quantizer import Parameters, decode
 from channelwise.numerics.transform import ChannelTransform
 from channelwise.runtime.encoding import encoder_of
 from channelwise.runtime.execution import Execution, LinearParts, prepare
-from channelwise.runtime.layout import buffer_layout, checked_exponents, fitted
-from channelwise.runtime.packing import pack, unpack
+from channelwise.runtime.layout import buffer_layout, checked_exponents, fitted, weight_parameters, weight_parts
+from channelwise.runtime.packing import unpack
 from channelwise.runtime.scheme import LinearScheme
 
 
@@ -22,8 +22,8 @@ class QuantizedLinear(nn.Module):
     column j of the weight, exactly (LLM-FP4's pre-shifted exponent bias).
 
     Buffers, under these names in a checkpoint; those that the scheme does not ask for are None:
-    weight_packed uint8 [out_features, bytes]; weight_scale float32 and weight_zero_point uint8 of the granularity's
-    parameter shape; bias float32 [out_features], the channel transform's shift already folded into it; input_shift,
+    weight_packed uint8 [out_features, bytes]; weight_scale of the granularity's parameter shape, float32, or bfloat16 for
+    groups; weight_zero_point uint8, as many numbers packed like the codes; bias float32 [out_features], the channel transform's shift already folded into it; input_shift,
     input_scale float32 [in_features]; for static inputs input_step (a floating-point grid's scale) and
     input_zero_point float32 []; input_exponent uint8 [in_features].
     The float32 buffers stay float32 whatever dtype the model is converted to.
@@ -69,9 +69,7 @@ class QuantizedLinear(nn.Module):
         """
         transform = transform or ChannelTransform()
         parts: dict[str, torch.Tensor | None] = {
-            "weight_packed": pack(codes - scheme.weights.grid.lowest, scheme.weights.grid.bits),
-            "weight_scale": weight.scale,
-            "weight_zero_point": weight.zero_point,
+            **weight_parts(codes, weight, scheme.weights),
             "bias": bias,
             "input_shift": transform.shift,
             "input_scale": transform.scale,
@@ -111,8 +109,7 @@ class QuantizedLinear(nn.Module):
     @property
     def weight_parameters(self) -> Parameters:
         """What turns the weight's codes into values."""
-        zero_point = None if self.weight_zero_point is None else self.weight_zero_point.float()
-        return Parameters(self.weight_scale, zero_point)
+        return weight_parameters(self.weight_scale, self.weight_zero_point, self.scheme.weights)
 
     @torch.no_grad()
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,98 @@
+"""The weights of a site's layers, rounded: nearest or GPTQ, in groups along a row or a column (AdaDim), ranges cut."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import nn
+
+from channelwise.engine.plan import WeightPlan
+from channelwise.methods.gptq import Factor, factor, gptq
+from channelwise.methods.hessian import Hessian, output_error
+from channelwise.methods.ranges import searched_parameters
+from channelwise.methods.site import LayerChoice
+from channelwise.model.linears import weight_matrix
+from channelwise.numerics.quantizer import Parameters, decode, encode, parameters_of
+from channelwise.numerics.transform import ChannelTransform
+from channelwise.runtime.scheme import WeightScheme
+
+PartLoss = Callable[[str, torch.Tensor], float]
+"""From a layer's name and its rounded, transformed weight to the change of what the site's part of the block gives."""
+
+
+@dataclass(frozen=True)
+class Rounded:
+    """A rounded weight: codes int16 and values float32 [out_features, channels]."""
+
+    scheme: WeightScheme
+    parameters: Parameters
+    codes: torch.Tensor
+    values: torch.Tensor
+
+
+@dataclass(frozen=True)
+class SiteRounding:
+    """Rounds the weights of one site's layers.
+
+    hessian: of the site's transformed input, shared by its layers; None only where the plan needs none. part_loss is
+    asked where the plan chooses a direction by it.
+    """
+
+    plan: WeightPlan
+    transform: ChannelTransform
+    hessian: Hessian | None
+    part_loss: PartLoss
+    name: str
+
+    def layer(self, linear: nn.Module, name: str, layer: LayerChoice) -> LayerChoice:
+        """The layer's choice with its weight rounded as the plan says; parameters that a method searched are kept.
+
+        Raises NumericalError, naming the site, where GPTQ's Hessian cannot be inverted.
+        """
+        weight = self.transform.fold_weight(weight_matrix(linear).detach().float())
+        if self.plan.alternative is None:
+            chosen, notes = self._rounded(weight, layer.weights, layer.parameters), {}
+        else:
+            chosen, notes = self._better_direction(weight, name, layer.weights)
+        error = {} if self.hessian is None else {"loss_own": output_error(self.hessian, chosen.values - weight)}
+        return replace(
+            layer,
+            weights=chosen.scheme,
+            parameters=chosen.parameters,
+            codes=chosen.codes,
+            notes={**layer.notes, **notes, **error},
+        )
+
+    def _better_direction(
+        self, weight: torch.Tensor, name: str, scheme: WeightScheme
+    ) -> tuple[Rounded, dict[str, float | str]]:
+        """AdaDim (arXiv 2309.15531, eq. 4): the direction with the lower loss, per output channel if they are equal."""
+        assert self.plan.alternative is not None
+        directions = {"oc": scheme, "ic": WeightScheme(scheme.grid, self.plan.alternative)}
+        rounded = {direction: self._rounded(weight, found, None) for direction, found in directions.items()}
+        losses = {direction: self._loss(name, weight, found) for direction, found in rounded.items()}
+        best = min(losses, key=losses.__getitem__)
+        return rounded[best], {"direction": best, "loss_oc": losses["oc"], "loss_ic": losses["ic"]}
+
+    def _loss(self, name: str, weight: torch.Tensor, rounded: Rounded) -> float:
+        if self.plan.choose_on == "part" or self.hessian is None:
+            return self.part_loss(name, rounded.values)
+        return output_error(self.hessian, rounded.values - weight)
+
+    def _rounded(self, weight: torch.Tensor, scheme: WeightScheme, parameters: Parameters | None) -> Rounded:
+        grid, granularity = scheme.grid, scheme.granularity
+        if self.plan.search_clip and self.hessian is not None:
+            parameters = searched_parameters(weight, self.hessian.matrix, grid, granularity)
+        if self.plan.rounding is not None:
+            fixed = None if granularity.kind in ("column", "column_group") else parameters
+            codes, parameters = gptq(weight, self._factor, grid, granularity, self.plan.rounding, fixed)
+        else:
+            parameters = parameters or parameters_of(weight, grid, granularity)
+            codes = encode(weight, parameters, grid, granularity)
+        return Rounded(scheme, parameters, codes, decode(codes, parameters, grid, granularity))
+
+    @cached_property
+    def _factor(self) -> Factor:
+        assert self.hessian is not None and self.plan.rounding is not None
+        return factor(self.hessian.matrix, self.plan.rounding, self.name)

@@ -1,0 +1,191 @@
+"""GPTQ (arXiv 2210.17323): rounding column by column, each one making up for the errors of those before it.
+
+The output error of a row's change δ is δ H δᵀ. With H = V D Vᵀ, V upper triangular with a diagonal of ones, it is
+Σ_k D_k (δ V)_k², and (δ V)_k = δ_k + Σ_{i<k} δ_i V_ik depends on no later column. So when column k has its turn, the
+value to round is w_k − Σ_{i<k} δ_i V_ik. This is what the paper's updates by rows of the inverse Hessian's Cholesky
+factor add up to, without the inverse.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass as plain_dataclass
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from channelwise.errors import NumericalError
+from channelwise.methods.options import OPTIONS
+from channelwise.numerics.floats import float_lattice
+from channelwise.numerics.granularity import Granularity, expand, parameter_shape
+from channelwise.numerics.grids import FloatGrid, Grid
+from channelwise.numerics.quantizer import Parameters, encode, parameters_of
+
+DAMPING_STEP = 10.0
+"""How many times more damping each further attempt takes."""
+
+
+@dataclass(frozen=True, config=OPTIONS)
+class Gptq:
+    """damping: what is added to the Hessian's diagonal, as a share of the mean of its channels that are not dead.
+
+    retries: further attempts with ten times the damping each, where the Hessian is still not positive definite.
+    act_order: columns with the largest diagonal first. block: columns whose effect on those behind the block is
+    applied at once; changes the speed only.
+    """
+
+    damping: Annotated[float, Field(gt=0, le=1)] = 0.01
+    block: Annotated[int, Field(ge=1)] = 128
+    act_order: bool = True
+    retries: Annotated[int, Field(ge=0, le=10)] = 5
+
+
+@plain_dataclass(frozen=True)
+class Factor:
+    """What the rounding of every layer of a site takes from its Hessian.
+
+    effects: V, float32 [channels, channels], upper triangular with a diagonal of ones: what a change of one column
+    asks of the later ones, columns in the order of rounding. order: int64 [channels], the channels in that order.
+    damping: the share of the mean diagonal that it took.
+    """
+
+    effects: torch.Tensor
+    order: torch.Tensor
+    damping: float
+
+
+@torch.no_grad()
+def factor(matrix: torch.Tensor, options: Gptq, name: str) -> Factor:
+    """The factor of a site's Hessian, float [channels, channels], of which the lower triangle may be all that is read.
+
+    Dead channels (diagonal 0) come last and are cut off from the others: their weights are rounded to nearest, since
+    another input may still wake them. Computed in float64.
+
+    Raises NumericalError, with `name` in its message, if an entry is not finite, or if the Hessian is not positive
+    definite after the last retry.
+    """
+    if not bool(torch.isfinite(matrix).all()):
+        raise NumericalError(f"{name}: its Hessian is not finite; check the model's weights and dtype")
+    diagonal = matrix.diagonal().double()
+    dead = diagonal <= 0
+    order = torch.arange(len(diagonal), device=matrix.device)
+    if options.act_order:
+        order = torch.argsort(diagonal, descending=True, stable=True)
+    # Cholesky's lower factor L of the reversed matrix, reversed again, is the upper factor: H = (J L J)(J L J)ᵀ.
+    backwards = order.flip(0)
+    reverse = matrix[backwards][:, backwards].double()
+    gone = dead[backwards]
+    reverse.masked_fill_(gone | gone[:, None], 0.0)
+    mean = diagonal[~dead].mean() if bool((~dead).any()) else diagonal.new_ones(())
+    undamped = torch.where(gone, mean, diagonal[backwards])
+    share = options.damping
+    for attempt in range(options.retries + 1):
+        share = options.damping * DAMPING_STEP**attempt
+        reverse.diagonal().copy_(undamped + share * mean)
+        lower, failed = torch.linalg.cholesky_ex(reverse)
+        effects = lower.div_(lower.diagonal().clone()).flip(0, 1).float()
+        if not bool(failed) and bool(torch.isfinite(effects).all()):
+            return Factor(effects, order, share)
+    raise NumericalError(
+        f"{name}: its Hessian is singular even with damping {share:g}; give more calibration tokens"
+    )
+
+
+@torch.no_grad()
+def gptq(
+    weight: torch.Tensor,
+    factor: Factor,
+    grid: Grid,
+    granularity: Granularity,
+    options: Gptq,
+    parameters: Parameters | None = None,
+) -> tuple[torch.Tensor, Parameters]:
+    """Codes int16 [rows, columns] of a weight [rows, columns], and the parameters that decode them.
+
+    parameters: fixed ones, such as searched scales; otherwise min-max. Those of a tensor, a row or a group along a row
+    come from the weight as given, so columns may be rounded in any order. Those of a column or a group along a column
+    (per-IC, arXiv 2309.15531) come from its values when its turn comes, and cannot be fixed.
+
+    Computes in float32 on the weight's device, where the factor has to be. Raises ValueError where the factor or the
+    parameters do not fit the weight.
+    """
+    rows, columns = weight.shape
+    if len(factor.order) != columns:
+        raise ValueError(f"a factor of {len(factor.order)} channels does not fit a weight of {columns} columns")
+    in_turn = granularity.kind in ("column", "column_group")
+    if parameters is None:
+        fixed = None if in_turn else parameters_of(weight, grid, granularity)
+    else:
+        _check_fixed(parameters, (rows, columns), granularity)
+        fixed = parameters
+
+    order, original = factor.order, weight.float().t()
+    # Columns are rows here, so that each is contiguous; from the top down they turn into lattice values.
+    work = original[order]
+    found: list[Parameters] = []
+    for start in range(0, columns, options.block):
+        part = slice(start, min(start + options.block, columns))
+        block, given = work[part], original[order[part]]
+        changes = torch.empty_like(block)
+        shared = None if fixed is None else _of_columns(fixed, order[part] // (granularity.group_size or columns))
+        for index, column in enumerate(block):
+            if shared is None:
+                found.append(parameters_of(column[:, None], grid, granularity))
+                own = _over_rows(found[-1], rows, granularity)
+            else:
+                own = _one(shared, index)
+            lattice = _nearest(column, own, grid)
+            torch.sub(lattice * own.scale, given[index], out=changes[index])
+            column.copy_(lattice)
+            effects = factor.effects[start + index, start + index + 1 : part.stop]
+            block[index + 1 :].addr_(effects, changes[index], alpha=-1)
+        work[part.stop :].addmm_(factor.effects[part, part.stop :].t(), changes, alpha=-1)
+
+    back = torch.argsort(order)
+    result = _joined(found, back) if fixed is None else fixed
+    unscaled = Parameters(torch.ones_like(result.scale), result.zero_point)
+    return encode(work[back].t().contiguous(), unscaled, grid, granularity), result
+
+
+def _check_fixed(parameters: Parameters, shape: tuple[int, int], granularity: Granularity) -> None:
+    if granularity.kind in ("column", "column_group"):
+        raise ValueError(f"parameters of granularity {granularity.kind} follow from the rounding and cannot be fixed")
+    expected = parameter_shape(shape, granularity)
+    if tuple(parameters.scale.shape) != expected:
+        raise ValueError(f"scales of shape {tuple(parameters.scale.shape)} where {expected} is needed")
+
+
+def _nearest(column: torch.Tensor, parameters: Parameters, grid: Grid) -> torch.Tensor:
+    """The lattice values (before the scale) nearest to one column [rows]; as `encode` finds them."""
+    scaled = column / parameters.scale
+    if isinstance(grid, FloatGrid):
+        return float_lattice(scaled, grid)
+    rounded = torch.round(scaled)
+    if parameters.zero_point is None:
+        return rounded.clamp_(grid.lowest, grid.highest)
+    return rounded.add_(parameters.zero_point).clamp_(grid.lowest, grid.highest).sub_(parameters.zero_point)
+
+
+def _of_columns(parameters: Parameters, groups: torch.Tensor) -> Parameters:
+    """Parameters [rows or 1, groups] at some groups, transposed: [columns, rows or 1]."""
+    zero_point = parameters.zero_point
+    return Parameters(parameters.scale.t()[groups], None if zero_point is None else zero_point.t()[groups])
+
+
+def _one(parameters: Parameters, index: int) -> Parameters:
+    zero_point = parameters.zero_point
+    return Parameters(parameters.scale[index], None if zero_point is None else zero_point[index])
+
+
+def _over_rows(parameters: Parameters, rows: int, granularity: Granularity) -> Parameters:
+    """One column's parameters [groups, 1] for each of its entries: [rows or 1]."""
+    zero_point = parameters.zero_point
+    scale = expand(parameters.scale, (rows, 1), granularity)[:, 0]
+    return Parameters(scale, None if zero_point is None else expand(zero_point, (rows, 1), granularity)[:, 0])
+
+
+def _joined(found: Sequence[Parameters], back: torch.Tensor) -> Parameters:
+    """The columns' own parameters [groups, 1], put into the order `back`: [groups, columns]."""
+    scale = torch.cat([parameters.scale for parameters in found], dim=1)[:, back]
+    zero_points = [parameters.zero_point for parameters in found if parameters.zero_point is not None]
+    return Parameters(scale, torch.cat(zero_points, dim=1)[:, back] if zero_points else None)
