@@ -51,12 +51,14 @@ def parameters_of(x: torch.Tensor, grid: Grid, granularity: Granularity) -> Para
 
 
 def scale_dtype(granularity: Granularity) -> torch.dtype:
-    """How scales are stored: in 16 bits where there are many of them, with the range of float32."""
-    return torch.bfloat16 if granularity.kind in ("row_group", "column_group") else torch.float32
+    """How scales are stored: in 16 bits where there are many of them."""
+    return torch.float16 if granularity.kind in ("row_group", "column_group") else torch.float32
 
 
 def _stored(scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    return torch.clamp(scale, min=SMALLEST_SCALE).to(dtype).float()
+    limits = torch.finfo(dtype)
+    smallest = SMALLEST_SCALE if dtype == torch.float32 else limits.smallest_normal
+    return torch.clamp(scale, smallest, limits.max).to(dtype).float()
 
 
 def encode(x: torch.Tensor, parameters: Parameters, grid: Grid, granularity: Granularity) -> torch.Tensor:

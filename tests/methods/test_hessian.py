@@ -1,0 +1,137 @@
+"""The Hessian of a layer's output error (methods.md §4; GPTQ, arXiv 2210.17323)."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from channelwise.methods.hessian import Hessian, HessianBuilder, output_error
+from channelwise.numerics.transform import ChannelTransform
+
+ROUNDING = 2.0**-24
+"""Half the distance between 1 and the next float32: the share that rounding to float32 may change."""
+
+
+def exact(x: torch.Tensor) -> torch.Tensor:
+    return x.double().t() @ x.double()
+
+
+def hessian_of(x: torch.Tensor) -> Hessian:
+    """From sums in float64: the only error is that of rounding the matrix to float32."""
+    return Hessian(exact(x).float(), x.double().sum(dim=0), len(x))
+
+
+def offset_inputs(seed: int, tokens: int = 40, channels: int = 7) -> torch.Tensor:
+    """Float64 [tokens, channels]; centres up to hundreds of times the spread."""
+    generator = torch.Generator().manual_seed(seed)
+    spread = torch.exp(torch.randn(channels, generator=generator, dtype=torch.float64))
+    centers = spread * 10.0 ** (3 * torch.rand(channels, generator=generator, dtype=torch.float64))
+    return torch.randn(tokens, channels, generator=generator, dtype=torch.float64) * spread + centers
+
+
+def random_transform(x: torch.Tensor, seed: int) -> ChannelTransform:
+    generator = torch.Generator().manual_seed(seed + 1)
+    scale = torch.exp(2 * torch.randn(x.shape[1], generator=generator))
+    return ChannelTransform((x.amax(dim=0) + x.amin(dim=0)).float() / 2, scale)
+
+
+def whole_numbers(*shape: int) -> torch.Tensor:
+    return torch.randint(-50, 51, shape, generator=torch.Generator().manual_seed(0)).float()
+
+
+@given(st.integers(0, 1000), st.booleans(), st.booleans())
+def test_transformed_is_the_hessian_of_transformed_inputs(seed: int, shifted: bool, scaled: bool) -> None:
+    x = offset_inputs(seed)
+    both = random_transform(x, seed)
+    transform = ChannelTransform(both.shift if shifted else None, both.scale if scaled else None)
+    hessian = hessian_of(x)
+    found, moved = hessian.transformed(transform), transform.apply(x)
+    # The matrix was rounded once to float32 before the scale and once after it.
+    scale = torch.ones(x.shape[1], dtype=torch.float64) if transform.scale is None else transform.scale.double()
+    given_error = exact(x).abs() / (scale * scale[:, None])
+    bound = 1.01 * ROUNDING * (given_error + exact(moved).abs())
+    assert found.matrix.dtype == torch.float32
+    assert bool(((found.matrix.double() - exact(moved)).abs() <= bound).all())
+    # Sums of 40 float64 numbers, in another order.
+    torch.testing.assert_close(found.total, moved.sum(dim=0), rtol=0, atol=1e-9 * float(x.abs().sum()))
+    assert found.tokens == len(x)
+
+
+def test_transforming_leaves_the_hessian_itself_alone() -> None:
+    x = offset_inputs(0)
+    hessian = hessian_of(x)
+    hessian.transformed(random_transform(x, 0))
+    assert torch.equal(hessian.matrix, exact(x).float())
+    assert torch.equal(hessian.total, x.sum(dim=0))
+
+
+def test_no_transform_changes_nothing() -> None:
+    hessian = hessian_of(offset_inputs(0))
+    assert hessian.transformed(ChannelTransform()) is hessian
+
+
+@given(st.lists(st.integers(0, 24), max_size=4))
+def test_split_streams_give_the_hessian_of_the_whole(cuts: list[int]) -> None:
+    # Products and sums of these whole numbers are below 2^24: exact in float32 in any order.
+    x = whole_numbers(24, 6)
+    builder = HessianBuilder(6)
+    for part in x.tensor_split(sorted(cuts)):
+        builder.update(part)
+    found = builder.finish()
+    assert torch.equal(found.matrix, x.t() @ x)
+    assert torch.equal(found.total, x.double().sum(dim=0))
+    assert found.tokens == 24
+
+
+def test_two_parts_of_the_data_add_up_to_the_whole() -> None:
+    x = whole_numbers(24, 6)
+    first, second = HessianBuilder(6), HessianBuilder(6)
+    first.update(x[:10])
+    second.update(x[10:])
+    both, whole = first.finish() + second.finish(), hessian_of(x)
+    assert torch.equal(both.matrix, whole.matrix)
+    assert torch.equal(both.total, whole.total)
+    assert both.tokens == whole.tokens
+
+
+@pytest.mark.parametrize("shape", [(24, 6), (4, 6, 6), (2, 3, 4, 6)])
+def test_all_dimensions_before_the_channels_are_tokens(shape: tuple[int, ...]) -> None:
+    x = whole_numbers(24, 6)
+    builder = HessianBuilder(6)
+    builder.update(x.reshape(shape))
+    assert torch.equal(builder.finish().matrix, x.t() @ x)
+    assert builder.finish().tokens == 24
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_inputs_of_any_float_dtype_add_up_in_float32(dtype: torch.dtype) -> None:
+    # 24 · 256² is beyond float16, and 24 · (256² + 1) needs more bits than bfloat16 has.
+    x = torch.tensor([[256.0, 1.0]]).expand(24, 2).to(dtype)
+    builder = HessianBuilder(2)
+    builder.update(x)
+    expected = torch.tensor([[24.0 * 256**2, 24.0 * 256], [24.0 * 256, 24.0]])
+    assert torch.equal(builder.finish().matrix, expected)
+    assert torch.equal(builder.finish().total, torch.tensor([24.0 * 256, 24.0], dtype=torch.float64))
+
+
+def test_a_builder_without_tokens_has_no_hessian() -> None:
+    builder = HessianBuilder(3)
+    builder.update(torch.zeros(0, 3))
+    with pytest.raises(ValueError, match="no tokens"):
+        builder.finish()
+
+
+@given(st.integers(0, 1000))
+def test_output_error_is_the_mean_squared_change_of_the_outputs(seed: int) -> None:
+    x = offset_inputs(seed)
+    change = torch.randn(5, 7, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    explicit = float((change @ x.t()).square().sum()) / len(x)
+    # What rounding the matrix to float32 may change, entry by entry.
+    bound = ROUNDING * float((change.abs() @ exact(x).abs() * change.abs()).sum()) / len(x)
+    assert output_error(hessian_of(x), change) == pytest.approx(explicit, rel=1e-9, abs=1.01 * bound)
+
+
+def test_output_error_is_never_negative() -> None:
+    # Rounded, this matrix has an eigenvalue below 0 along (1, −1).
+    hessian = Hessian(torch.tensor([[1.0, 1.0 + 2.0**-23], [1.0 + 2.0**-23, 1.0]]), torch.zeros(2).double(), 1)
+    assert output_error(hessian, torch.tensor([[1.0, -1.0]])) == 0.0
