@@ -56,7 +56,13 @@ def main() -> None:
     print("| layer | E2M1 | E1M2 | E3M0 | searched W | searched A | largest b |\n|---|---|---|---|---|---|---|")
     for name, notes in searched.items():
         errors = " | ".join(f"{found[f][0][name]['loss'] / notes['loss']:.2f}" for f in FORMATS[:3])
-        row = (name.removeprefix("model."), errors, notes["weights"], notes["inputs"], f"{notes['largest_exponent']:.0f}")
+        row = (
+            name.removeprefix("model."),
+            errors,
+            notes["weights"],
+            notes["inputs"],
+            f"{notes['largest_exponent']:.0f}",
+        )
         print("| " + " | ".join(row) + " |")
 
 

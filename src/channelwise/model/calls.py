@@ -81,10 +81,11 @@ class _Recorder:
         return hidden
 
     def finish(self, index: int, output: Any) -> Any:
-        """Keeps the structure of a block's output, and ends the pass after the last block."""
+        """Keeps the structure of a block's output, and ends a pass of blocks that do nothing after the last of them."""
         hidden_of(output)
         self.outputs[index] = with_hidden(output, torch.empty(0))
-        if len(self.calls) == self.count:
+        # A real pass goes on to its end: a block that is called again (ALBERT's) shows only there.
+        if self.templates and len(self.calls) == self.count:
             raise _FinishedError
         return output
 
@@ -117,8 +118,10 @@ def _pass(model: nn.Module, modules: list[nn.Module], batch: dict[str, torch.Ten
             model(**batch, **extra)
         except _FinishedError:
             return recorder
-    missing = next(index for index in range(len(modules)) if index not in recorder.calls)
-    raise InputError(f"block {missing} was not called in a forward pass: such a model cannot be walked")
+    missing = [index for index in range(len(modules)) if index not in recorder.calls]
+    if missing:
+        raise InputError(f"block {missing[0]} was not called in a forward pass: such a model cannot be walked")
+    return recorder
 
 
 @contextmanager
