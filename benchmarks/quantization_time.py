@@ -68,8 +68,8 @@ def main() -> None:
     texts = read_texts(arguments.data)
     table = Table(title=f"{arguments.model}, {torch.get_num_threads()} threads, medians of {arguments.runs} runs")
     size = model_sizes(model).model_bytes
-    for heading in ("recipe", "tokens", "forward s", "quantize s", "quantize / forward", "peak MB", "model MB"):
-        table.add_column(heading, justify="left" if heading == "recipe" else "right")
+    for heading in ("recipe", "tokens", "forward s", "quantize s", "× forward", "peak MB", "model MB"):
+        table.add_column(heading, justify="left" if heading == "recipe" else "right", no_wrap=True)
     for name in arguments.recipes.split(","):
         recipe = load_recipe(name)
         window = window_length(None, recipe.calibration.length, length_limit(model, tokenizer))
