@@ -7,12 +7,15 @@ import pytest
 import yaml
 
 from channelwise.errors import InputError
-from channelwise.methods import LlmFp4, NoTransform, OutlierSuppressionPlus, OutlierTune, SmoothQuant
+from channelwise.methods import Awq, LlmFp4, NoTransform, OutlierSuppressionPlus, OutlierTune, SmoothQuant
+from channelwise.numerics.granularity import Granularity
 from channelwise.numerics.grids import FloatGrid, Grid, IntegerGrid, float_grids
 from channelwise.recipe import load_recipe, recipe_names, recipe_text
 
 METHOD_OF = {
     "rtn": NoTransform,
+    "gptq": NoTransform,
+    "awq": Awq,
     "smoothquant": SmoothQuant,
     "os-plus": OutlierSuppressionPlus,
     "outliertune": OutlierTune,
@@ -28,9 +31,19 @@ def data(name: str = "os-plus-w6a6") -> dict[str, Any]:
 
 
 def widths(name: str) -> tuple[int, int]:
-    """Of weights and inputs; 16 are inputs that stay as they are."""
-    weights, inputs = name.rsplit("-w", 1)[1].split("a")
-    return int(weights), int(inputs)
+    """Of weights and inputs; 16, or none in the name, are inputs that stay as they are."""
+    weights, _, inputs = name.rsplit("-w", 1)[1].partition("g")[0].partition("a")
+    return int(weights), int(inputs or 16)
+
+
+@pytest.mark.parametrize("name", [name for name in recipe_names() if name.endswith("g128")])
+def test_weight_only_recipes_have_the_groups_directions_and_rounding_of_their_names(name: str) -> None:
+    plan = load_recipe(name).to_plan().weights
+    assert plan.granularity == Granularity("row_group", 128)
+    assert plan.alternative == (Granularity("column_group", 128) if "-ada-" in name else None)
+    assert (plan.rounding is not None) == name.startswith("gptq")
+    assert plan.search_clip == name.startswith("awq")
+    assert all(isinstance(grid, IntegerGrid) and not grid.symmetric for grid in plan.grids)
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -45,7 +58,7 @@ def test_every_recipe_is_what_its_name_says(name: str) -> None:
     assert found == {None if input_bits == 16 else input_bits}
     expected = next(method for prefix, method in METHOD_OF.items() if name.startswith(prefix))
     assert type(plan.stream.method) is expected
-    everywhere = "-all-" in name or "-static-" in name or name.startswith(FLOATING)
+    everywhere = "-all-" in name or "-static-" in name or name.startswith((*FLOATING, "awq"))
     assert type(plan.inner.method) is (expected if everywhere else NoTransform)
 
 

@@ -8,7 +8,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from channelwise.engine.evaluator import CLIPS, SiteEvaluator, loss_dependents, with_searched_clip
 from channelwise.engine.plan import InputPlan, Plan, SitePlan, WeightPlan
-from channelwise.engine.quantize import plain_layer, quantize_linear
+from channelwise.engine.quantize import plain_input, plain_layer, quantize_linear
 from channelwise.engine.walk import quantize_model
 from channelwise.errors import InputError, NumericalError
 from channelwise.methods import NoTransform, OutlierSuppressionPlus, OutlierTune
@@ -209,7 +209,8 @@ def test_a_clip_shortens_the_step_and_saturates_what_is_beyond() -> None:
     layer = torch.nn.Linear(4, 3)
     statistics = ChannelStatistics(torch.full((4,), -2.0), torch.full((4,), 2.0), torch.zeros(4), 1)
     weights, inputs = WeightScheme(IntegerGrid(8), ROW), InputScheme(IntegerGrid(8), "static")
-    chosen = plain_layer(layer, ChannelTransform(), statistics, weights, inputs, clip=0.5)
+    quantizer = plain_input(ChannelTransform(), statistics, inputs, clip=0.5)
+    chosen = plain_layer(layer, ChannelTransform(), weights, quantizer)
     quantized = quantize_linear(layer, ChannelTransform(), chosen)
     assert float(quantized.input_step) == pytest.approx(1.0 / 127)
     assert torch.equal(quantized(torch.full((1, 4), 2.0)), quantized(torch.full((1, 4), 1.0)))

@@ -72,7 +72,7 @@ def textbook(
             size = granularity.group_size or len(column)
             parts = [part[:, None] for part in column.split(size)]
             rounded = torch.cat(
-                [fake_quantize(part, parameters_of(part, grid, TENSOR), grid, TENSOR) for part in parts]
+                [fake_quantize(part, parameters_of(part, grid, granularity), grid, granularity) for part in parts]
             )
             result[:, channel] = rounded[:, 0]
         else:

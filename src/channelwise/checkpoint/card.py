@@ -9,6 +9,9 @@ from typing import Any
 PAPERS = {
     "outliertune": "OutlierTune, arXiv:2406.18832",
     "os_plus": "Outlier Suppression+, arXiv:2304.09145",
+    "awq": "AWQ, arXiv:2306.00978",
+    "gptq": "GPTQ, arXiv:2210.17323",
+    "ada": "AdaDim, arXiv:2309.15531",
     "smoothquant": "SmoothQuant, arXiv:2211.10438",
     "llm_fp4": "LLM-FP4, arXiv:2310.16836",
 }

@@ -18,8 +18,10 @@ def plain_input(
     statistics may be None only where the quantizer is not static. clip: the share of the input's range that a static
     one covers; what is beyond saturates.
     """
-    if inputs is None or inputs.kind == "token":
-        return inputs and InputQuantizer(inputs)
+    if inputs is None:
+        return None
+    if inputs.kind == "token":
+        return InputQuantizer(inputs)
     if statistics is None:
         raise ValueError("a static input quantizer needs statistics")
     return InputQuantizer(inputs, *input_step(statistics, transform, inputs.grid, clip))

@@ -51,8 +51,9 @@ class SiteRounding:
         Raises NumericalError, naming the site, where GPTQ's Hessian cannot be inverted.
         """
         weight = self.transform.fold_weight(weight_matrix(linear).detach().float())
+        notes: dict[str, float | str] = {}
         if self.plan.alternative is None:
-            chosen, notes = self._rounded(weight, layer.weights, layer.parameters), {}
+            chosen = self._rounded(weight, layer.weights, layer.parameters)
         else:
             chosen, notes = self._better_direction(weight, name, layer.weights)
         error = {} if self.hessian is None else {"loss_own": output_error(self.hessian, chosen.values - weight)}

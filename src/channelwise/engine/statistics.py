@@ -50,7 +50,7 @@ class StatisticsBuilder:
         self.minimum = torch.minimum(self.minimum, low.amin(dim=0))
         self.maximum = torch.maximum(self.maximum, high.amax(dim=0))
         self.center_sum += ((low + high) / 2).double().sum(dim=0)
-        self.absolute_sum += x.float().abs().sum(dim=(0, 1)).double().cpu()
+        self.absolute_sum += x.abs().sum(dim=(0, 1), dtype=torch.float64).cpu()
         self.samples += x.shape[0]
         self.tokens += x.shape[0] * x.shape[1]
 

@@ -86,9 +86,7 @@ def factor(matrix: torch.Tensor, options: Gptq, name: str) -> Factor:
         effects = lower.div_(lower.diagonal().clone()).flip(0, 1).float()
         if not bool(failed) and bool(torch.isfinite(effects).all()):
             return Factor(effects, order, share)
-    raise NumericalError(
-        f"{name}: its Hessian is singular even with damping {share:g}; give more calibration tokens"
-    )
+    raise NumericalError(f"{name}: its Hessian is singular even with damping {share:g}; give more calibration tokens")
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Cut ranges: groups whose largest weights saturate, where that changes the layer's output less (AWQ, arXiv 2306.00978)."""
+"""Cut ranges: groups whose largest weights saturate where that changes the output less (AWQ, arXiv 2306.00978)."""
 
 import torch
 
@@ -34,10 +34,13 @@ def searched_parameters(
 
 def group_errors(change: torch.Tensor, hessian: torch.Tensor, granularity: Granularity) -> torch.Tensor:
     """Σ δ H δᵀ within each group, float32 of the granularity's parameter shape, for change [rows, columns]."""
-    rows, columns = change.shape
+    columns = change.shape[1]
     size = granularity.group_size or 0
     if granularity.kind == "row_group":
-        parts = [_quadratic(change[:, at : at + size], hessian[at : at + size, at : at + size]) for at in range(0, columns, size)]
+        parts = [
+            _quadratic(change[:, at : at + size], hessian[at : at + size, at : at + size])
+            for at in range(0, columns, size)
+        ]
         return torch.stack(parts, dim=1)
     if granularity.kind == "row":
         return _quadratic(change, hessian)[:, None]

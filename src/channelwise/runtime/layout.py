@@ -3,8 +3,8 @@
 import torch
 
 from channelwise.numerics.granularity import parameter_shape
-from channelwise.numerics.quantizer import Parameters, scale_dtype
 from channelwise.numerics.grids import FloatGrid
+from channelwise.numerics.quantizer import Parameters, scale_dtype
 from channelwise.runtime.packing import pack, packed_columns, unpack
 from channelwise.runtime.scheme import LinearScheme, WeightScheme, is_asymmetric
 

@@ -22,11 +22,11 @@ class QuantizedLinear(nn.Module):
     column j of the weight, exactly (LLM-FP4's pre-shifted exponent bias).
 
     Buffers, under these names in a checkpoint; those that the scheme does not ask for are None:
-    weight_packed uint8 [out_features, bytes]; weight_scale of the granularity's parameter shape, float32, or float16 for
-    groups; weight_zero_point uint8, as many numbers packed like the codes; bias float32 [out_features], the channel transform's shift already folded into it; input_shift,
-    input_scale float32 [in_features]; for static inputs input_step (a floating-point grid's scale) and
-    input_zero_point float32 []; input_exponent uint8 [in_features].
-    The float32 buffers stay float32 whatever dtype the model is converted to.
+    weight_packed uint8 [out_features, bytes]; weight_scale of the granularity's parameter shape, float32, or float16
+    for groups; weight_zero_point uint8, as many numbers, packed like the codes; bias float32 [out_features], the
+    channel transform's shift already folded into it; input_shift, input_scale float32 [in_features]; for static inputs
+    input_step (a floating-point grid's scale) and input_zero_point float32 []; input_exponent uint8 [in_features].
+    The buffers keep these dtypes whatever dtype the model is converted to.
     """
 
     weight_packed: torch.Tensor
