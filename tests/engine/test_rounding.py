@@ -145,3 +145,12 @@ def test_three_bits_take_three_bits() -> None:
     # Rows of zero points end on whole bytes.
     assert exact <= layer.bits_per_weight() <= exact + 8 / min(layer.scheme.in_features, 16)
     assert torch.isfinite(model(IDS).logits).all()
+
+
+def test_fewer_tokens_than_channels_are_warned_of() -> None:
+    few = [{"input_ids": IDS[:1, :20]}]
+    warned = [site for site in quantize_model(tiny_llama(), few, weight_only(Gptq())).sites if "warning" in site.notes]
+    assert {site.channels for site in warned} == {32, 48}
+    assert len(warned) == 8
+    assert not any("warning" in site.notes for site in quantize_model(tiny_llama(), BATCHES, weight_only(Gptq())).sites)
+    assert not any("warning" in site.notes for site in quantize_model(tiny_llama(), few, weight_only(None)).sites)

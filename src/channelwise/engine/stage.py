@@ -1,7 +1,7 @@
 """One stage of the walk: statistics of its sites, choices, and the quantized layers that take their places."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -23,6 +23,8 @@ from channelwise.model.sites import Site
 from channelwise.numerics.transform import ChannelTransform
 from channelwise.runtime.linear import QuantizedLinear
 from channelwise.runtime.scheme import InputScheme
+
+FEW_TOKENS = "fewer calibration tokens than channels, so GPTQ rests on its damping; give more samples"
 
 
 @dataclass(frozen=True)
@@ -125,6 +127,8 @@ def _chosen(stage: Stage, site: Site, seen: _Seen, plan: Plan) -> tuple[Choice, 
     choice = site_plan.method.choose(evaluator)
     if site_plan.search_clip:
         choice = with_searched_clip(choice, evaluator)
+    if plan.weights.rounding is not None and seen.statistics.tokens < site.channels:
+        choice = replace(choice, notes={**choice.notes, "warning": FEW_TOKENS})
     scheme = None if site_plan.inputs is None else site_plan.inputs.scheme
     inputs = plain_input(choice.transform, seen.statistics, scheme, choice.clip)
     layers = {}

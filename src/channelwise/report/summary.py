@@ -1,5 +1,6 @@
 """What to tell after a model was quantized."""
 
+from collections import Counter
 from typing import Any, Protocol
 
 from rich.console import Group
@@ -40,11 +41,39 @@ def quantize_summary(model: str, recipe: str, output: str, outcome: Outcome) -> 
         _label("bits per weight"),
         f"{number(before.bits_per_weight, 2)} → {number(after.bits_per_weight, 2)}   ({layers} linear layers)",
     )
+    for label, counts in _choices(outcome.record.sites).items():
+        facts.add_row(_label(label), ", ".join(f"{name} in {count}" for name, count in counts.most_common()))
     facts.add_row(_label("time"), duration(outcome.record.seconds))
     facts.add_row(_label("written to"), short_path(output))
+    for warning, places in _warnings(outcome.record.sites).items():
+        facts.add_row(Text("warning", style="yellow"), f"{warning}   ({len(places)} sites, {places[0]} the first)")
     heading = Text.assemble((short_path(model), "bold"), " quantized by ", (recipe, "bold"), "\n")
     usage = Text(_usage(short_path(model), short_path(output), outcome.model))
     return Group(heading, facts, Text("\nuse it", style="dim"), usage)
+
+
+CHOICES = {"weights": "weight formats", "inputs": "input formats", "direction": "group direction"}
+"""Notes of layers that say what was chosen, and what they are called."""
+
+
+def _choices(sites: Any) -> dict[str, Counter[str]]:
+    """How often each format or direction was chosen, for what there was to choose."""
+    found: dict[str, Counter[str]] = {}
+    for site in sites:
+        for notes in site.layers.values():
+            for key, label in CHOICES.items():
+                if key in notes:
+                    found.setdefault(label, Counter())[str(notes[key])] += 1
+    return found
+
+
+def _warnings(sites: Any) -> dict[str, list[str]]:
+    """The sites' names by the warning that they got."""
+    found: dict[str, list[str]] = {}
+    for site in sites:
+        if "warning" in site.notes:
+            found.setdefault(str(site.notes["warning"]), []).append(site.name)
+    return found
 
 
 def _usage(source: str, output: str, model: Any) -> str:
