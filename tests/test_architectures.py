@@ -7,6 +7,7 @@ import torch
 
 import channelwise
 from channelwise.numerics.grids import FloatGrid
+from channelwise.recipe import load_recipe
 from channelwise.runtime.embedding import QuantizedEmbedding
 from channelwise.runtime.linear import QuantizedLinear
 from tests.model.tiny_models import NAMES, tiny_model
@@ -59,3 +60,22 @@ def test_models_in_4_bit_floating_point_come_back_bit_by_bit(name: str, recipe: 
     searched = [notes for site in result.record.sites for notes in site.layers.values()]
     assert all(notes["loss"] <= notes["loss_min_max"] for notes in searched)
     assert bool(searched) == (recipe == "llm-fp4-w4a4")
+
+
+@pytest.mark.parametrize("name", FLOATING)
+def test_weights_in_groups_of_either_direction_come_back_bit_by_bit(name: str, tmp_path: Path) -> None:
+    """GPTQ-ada at three bits; 12 divides neither side of most layers, so last groups are ragged."""
+    model = tiny_model(name, torch.float32)
+    recipe = load_recipe("gptq-ada-w3g128", ["weights.group_size=12"])
+    data = PIXELS if name == "vit" else IDS
+    with torch.no_grad():
+        result = channelwise.quantize(model, recipe=recipe, data=data, output=tmp_path / name)
+        quantized = result.model(data)[0]
+        loaded, _ = channelwise.load(tmp_path / name)
+        again = loaded(data)[0]
+    assert torch.equal(quantized, again)
+    assert torch.isfinite(again).all()
+    layers = [module for module in loaded.modules() if isinstance(module, QuantizedLinear)]
+    assert {layer.scheme.weights.grid.bits for layer in layers} == {3}
+    notes = [notes for site in result.record.sites for notes in site.layers.values()]
+    assert notes and all((n["direction"] == "oc") == (n["loss_oc"] <= n["loss_ic"]) for n in notes)

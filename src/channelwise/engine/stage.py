@@ -18,7 +18,7 @@ from channelwise.engine.statistics import StatisticsBuilder
 from channelwise.errors import NumericalError
 from channelwise.methods.hessian import Hessian, HessianBuilder
 from channelwise.methods.site import ChannelStatistics, Choice, Importance, InputQuantizer, LayerChoice
-from channelwise.model.linears import replace_module
+from channelwise.model.linears import replace_module, weight_matrix
 from channelwise.model.sites import Site
 from channelwise.numerics.transform import ChannelTransform
 from channelwise.runtime.linear import QuantizedLinear
@@ -93,7 +93,7 @@ def install(stage: Stage, layers: Replacements) -> None:
 
 def _collect(stage: Stage, sites: Sequence[Site], plan: Plan) -> dict[str, _Seen]:
     builders = {site.name: StatisticsBuilder(site.channels) for site in sites}
-    hessians = {site.name: HessianBuilder(site.channels) for site in sites if plan.weights.needs_hessian}
+    hessians = {site.name: _hessian_builder(stage, site) for site in sites if plan.weights.needs_hessian}
 
     def see(site: str, x: torch.Tensor) -> None:
         builders[site].update(x)
@@ -107,6 +107,11 @@ def _collect(stage: Stage, sites: Sequence[Site], plan: Plan) -> dict[str, _Seen
         for site, builder in builders.items()
         if builder.tokens
     }
+
+
+def _hessian_builder(stage: Stage, site: Site) -> HessianBuilder:
+    """On the device of the site's weights, where the rounding needs it."""
+    return HessianBuilder(site.channels, weight_matrix(stage.root.get_submodule(site.linears[0])).device)
 
 
 def _chosen(stage: Stage, site: Site, seen: _Seen, plan: Plan) -> tuple[Choice, dict[str, LayerChoice]]:
