@@ -7,7 +7,7 @@ import typer
 from channelwise.cli.options import AsJson, Debug, Seed
 
 # Fewer than the recipes ask for, so that all of them are done in a few minutes on two cores.
-SAMPLES = 64
+SAMPLES = 32
 
 Samples = Annotated[int, typer.Option("--samples", metavar="N", help="Calibration samples.")]
 
