@@ -155,14 +155,15 @@ def test_compare(run: Callable[..., Run], llama: Path, text: Path) -> None:
         assert results["perplexity_ratio"] == pytest.approx(ratio)
 
 
-def test_demo_runs_every_recipe(
-    run: Callable[..., Run], llama: Path, text: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_demo_runs_every_recipe(run: Callable[..., Run], text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from channelwise import api
 
+    # As wide as the groups of the recipes.
+    model, tokenizer = tiny.llama(hidden_size=128, intermediate_size=128), tiny.byte_tokenizer()
+
     def small(*_: object, **options: object) -> dict:
-        options = {**options, "data": text, "perplexity": text, "samples": 2, "length": 16}
-        return real(llama, **options)  # type: ignore[arg-type]
+        options = {**options, "data": text, "perplexity": text, "samples": 2, "length": 16, "tokenizer": tokenizer}
+        return real(model, **options)  # type: ignore[arg-type]
 
     real = api.compare
     monkeypatch.setattr(api, "compare", small)
