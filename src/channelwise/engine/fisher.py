@@ -2,7 +2,7 @@
 
 LLM-FP4 (arXiv 2310.16836, §3.2) weighs a layer's output error by the squared gradient of the loss. The loss is taken
 under the model's own predictions, which is what makes the squared gradient the Fisher information: no label is needed.
-Of that matrix [tokens, outputs] only the marginals are kept: as good in our measurements, a search many times as fast.
+Of that matrix [tokens, outputs] only the marginals are kept (docs/architecture.md says what that costs and saves).
 """
 
 from collections.abc import Iterator, Sequence
