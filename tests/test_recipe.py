@@ -8,7 +8,7 @@ import yaml
 
 from channelwise.errors import InputError
 from channelwise.methods import Awq, LlmFp4, NoTransform, OutlierSuppressionPlus, OutlierTune, SmoothQuant
-from channelwise.numerics.granularity import Granularity
+from channelwise.numerics.granularity import COLUMN, ROW, Granularity
 from channelwise.numerics.grids import FloatGrid, Grid, IntegerGrid, float_grids
 from channelwise.recipe import load_recipe, recipe_names, recipe_text
 
@@ -44,6 +44,11 @@ def test_weight_only_recipes_have_the_groups_directions_and_rounding_of_their_na
     assert (plan.rounding is not None) == name.startswith("gptq")
     assert plan.search_clip == name.startswith("awq")
     assert all(isinstance(grid, IntegerGrid) and not grid.symmetric for grid in plan.grids)
+
+
+def test_a_whole_row_or_column_can_be_one_group() -> None:
+    plan = load_recipe("rtn-ada-w3g128", ["weights.group_size=whole"]).to_plan().weights
+    assert (plan.granularity, plan.alternative) == (ROW, COLUMN)
 
 
 @pytest.mark.parametrize("name", recipe_names())

@@ -88,7 +88,7 @@ def quantize(
             Path(output),
             recipe=chosen.model_dump(mode="json"),
             source_name=source.name(),
-            record=asdict(record),
+            record=_stored(record),
             overwrite=overwrite,
         )
     where = None if output is None else Path(output)
@@ -138,6 +138,11 @@ def evaluate(
     if against is not None:
         questions = questions.against(opened(against, device, allow_quantized=True).model)
     return measure(source.model, questions)
+
+
+def _stored(record: WalkRecord) -> dict[str, Any]:
+    """What a checkpoint keeps of the record: all but the time, so that the same work gives the same files."""
+    return {name: value for name, value in asdict(record).items() if name != "seconds"}
 
 
 def compare(

@@ -9,7 +9,7 @@ from channelwise.engine.plan import EmbeddingPlan, InputPlan, SitePlan, WeightPl
 from channelwise.methods import METHODS
 from channelwise.methods.gptq import Gptq
 from channelwise.methods.site import Method
-from channelwise.numerics.granularity import Granularity
+from channelwise.numerics.granularity import COLUMN, ROW, TENSOR, Granularity
 from channelwise.numerics.grids import FloatGrid, Grid, IntegerGrid, float_grids, grid_name
 
 Bits = Annotated[int, Field(ge=2, le=8)]
@@ -54,13 +54,14 @@ class _Format(Strict):
 class WeightRecipe(_Format):
     """Format, granularity and rounding of the weights.
 
-    `group` needs group_size; groups run along a row (`oc`), a column (`ic`), or whichever changes the layer's output
-    less (`ada`): choose_on says whether that is the output of the site's part of the block, or the layer's own. clip:
-    `search` cuts ranges to what changes the output least. rounding: {name: nearest} or {name: gptq, …}.
+    `group` needs group_size, a number or `whole`: all of a row or a column. Groups run along a row (`oc`), a column
+    (`ic`), or whichever changes the layer's output less (`ada`): choose_on says whether that is the output of the
+    site's part of the block, or the layer's own. clip: `search` cuts ranges to what changes the output least.
+    rounding: {name: nearest} or {name: gptq, …}.
     """
 
     granularity: Literal["tensor", "output_channel", "group"] = "output_channel"
-    group_size: Count | None = None
+    group_size: Count | Literal["whole"] | None = None
     direction: Literal["oc", "ic", "ada"] = "oc"
     choose_on: Literal["part", "own"] = "part"
     clip: Literal["none", "search"] = "none"
@@ -97,11 +98,11 @@ class WeightRecipe(_Format):
         )
 
     def _granularity(self, direction: str) -> Granularity:
-        kinds = {"tensor": "tensor", "output_channel": "row", "group": f"{_GROUP_AXIS[direction]}_group"}
-        return Granularity(kinds[self.granularity], self.group_size)  # type: ignore[arg-type]
-
-
-_GROUP_AXIS = {"oc": "row", "ic": "column"}
+        if self.granularity == "tensor":
+            return TENSOR
+        if isinstance(self.group_size, int):
+            return Granularity("row_group" if direction == "oc" else "column_group", self.group_size)
+        return ROW if direction == "oc" else COLUMN
 
 
 class InputRecipe(_Format):

@@ -124,12 +124,17 @@ def test_tokenizer_generation_config_and_processor_files(tmp_path: Path) -> None
     assert json.loads((tmp_path / "out" / "1_Pooling" / "config.json").read_text()) == {"p": 1}
 
 
+def test_what_was_chosen_lies_beside_the_weights(save: Save) -> None:
+    record = {"sites": [{"name": "q", "layers": {"q": {"direction": "ic", "loss_oc": 2.5, "loss_ic": 1.5}}}]}
+    folder = save(tiny.quantize(tiny.llama()), record=record)
+    assert json.loads((folder / "quantization_record.json").read_text()) == record
+
+
 def test_card(save: Save) -> None:
     recipe = {"name": "os-plus-w8a8", "summary": "All of it", "stream": {"method": {"name": "os_plus"}}}
-    record = {"perplexity": 12.5, "seconds": 3.0}
-    folder = save(tiny.quantize(tiny.llama()), recipe=recipe, source_name="facebook/opt-125m", record=record)
+    folder = save(tiny.quantize(tiny.llama()), recipe=recipe, source_name="facebook/opt-125m")
     card = (folder / "README.md").read_text()
-    for text in ("import channelwise", "at random", "2304.09145", "os-plus-w8a8", "facebook/opt-125m", "12.5"):
+    for text in ("import channelwise", "at random", "2304.09145", "os-plus-w8a8", "facebook/opt-125m"):
         assert text in card
     assert "Quantized embedding" not in card
 

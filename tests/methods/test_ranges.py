@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from channelwise.methods.ranges import SHARES, group_errors, searched_parameters
+from channelwise.methods.ranges import SHARES, group_errors, least_error_parameters, searched_parameters
 from channelwise.numerics.granularity import COLUMN, ROW, TENSOR, Granularity, value_range
 from channelwise.numerics.grids import IntegerGrid
 from channelwise.numerics.quantizer import fake_quantize, parameters_from_range, parameters_of, scale_dtype
@@ -58,3 +58,25 @@ def test_a_searched_range_is_the_best_of_all_shares_for_every_group(granularity:
     given = group_errors(fake_quantize(weight, found, GRID, granularity) - weight, hessian, granularity)
     torch.testing.assert_close(given, best)
     assert float(given.sum()) < float(errors(1.0).sum())
+
+
+@pytest.mark.parametrize("granularity", [COLUMN, Granularity("column_group", 70)])
+def test_a_columns_cut_ranges_round_no_worse_than_its_whole_range(granularity: Granularity) -> None:
+    column = torch.randn(200, 1, generator=torch.Generator().manual_seed(0))
+    errors = []
+    for parameters in (
+        parameters_of(column, GRID, granularity),
+        least_error_parameters(column, GRID, granularity, 0.8),
+    ):
+        error = (fake_quantize(column, parameters, GRID, granularity) - column).abs().pow(2.4)
+        errors.append(torch.stack([part.sum() for part in error.split(granularity.group_size or len(column))]))
+    assert bool((errors[1] <= errors[0]).all())
+    assert bool((errors[1] < errors[0]).any())
+
+
+def test_a_smallest_range_of_one_cuts_nothing() -> None:
+    column = inputs_and_weight()[1][:, :1]
+    whole, cut = parameters_of(column, GRID, COLUMN), least_error_parameters(column, GRID, COLUMN, 1.0)
+    assert torch.equal(whole.scale, cut.scale)
+    assert whole.zero_point is not None and cut.zero_point is not None
+    assert torch.equal(whole.zero_point, cut.zero_point)

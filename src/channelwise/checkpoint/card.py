@@ -20,15 +20,11 @@ PAPERS = {
 
 @dataclass(frozen=True)
 class CardFacts:
-    """What the card tells. source: name or directory of the original model; bytes: of all weight files together.
-
-    record: what was measured; its entries whose names say perplexity are shown.
-    """
+    """What the card tells. source: name or directory of the original model; bytes: of all weight files together."""
 
     source: str
     architecture: str
     recipe: Mapping[str, Any]
-    record: Mapping[str, Any]
     linears: int
     bits_per_weight: float
     bytes: int
@@ -42,9 +38,7 @@ def model_card(facts: CardFacts) -> str:
     source = Path(facts.source).name
     title = f"{source} quantized by {facts.recipe.get('name', 'channelwise')}"
     parts = [_header(facts), f"# {title}", _about(facts, source), _loading(facts)]
-    measured = _measured(facts.record)
-    if measured:
-        parts.append(measured)
+    parts.append("What was chosen for every layer, and what it lost, is in `quantization_record.json`.")
     parts.append(f"## Recipe\n```json\n{json.dumps(facts.recipe, indent=2, ensure_ascii=False)}\n```")
     return "\n\n".join(parts) + "\n"
 
@@ -98,8 +92,3 @@ def _papers(recipe: Mapping[str, Any]) -> list[str]:
     if own and not any(str(own) in paper for paper in papers):
         papers.append(str(own))
     return papers
-
-
-def _measured(record: Mapping[str, Any]) -> str:
-    rows = [f"- {name}: {value}" for name, value in record.items() if "perplexity" in name and value is not None]
-    return "\n".join(["## Measured", *rows]) if rows else ""

@@ -2,6 +2,7 @@
 
 import copy
 import errno
+import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -27,6 +28,9 @@ SENTENCE_FILES = (
     "1_Pooling/config.json",
 )
 """What sentence-transformers needs beside the model."""
+
+RECORD_FILE = "quantization_record.json"
+"""What was chosen at every site and layer, and what it lost: formats, directions, thresholds, losses."""
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
@@ -60,7 +64,8 @@ def save_checkpoint(
 ) -> None:
     """Writes a transformers model with quantized layers so that `load_checkpoint` and transformers load it.
 
-    source_name: directory or hub name of the original, for the card and its processor files. record: what was measured.
+    source_name: directory or hub name of the original, for the card and its processor files. record: what was
+    chosen, JSON-able; it is written as it is into quantization_record.json.
     The directory appears at once and whole; whatever goes wrong, or an interruption, leaves what was there before.
     Raises InputError as `check_output` does, and when the disk is full or does not take the files.
     """
@@ -68,7 +73,8 @@ def save_checkpoint(
     target = Path(directory).resolve()
     with _told_apart(directory), _replacing(target) as partial:
         total = write_shards(checkpoint_tensors(model), partial)
-        _write_texts(model, tokenizer, partial, recipe, source_name, record, total)
+        _write_texts(model, tokenizer, partial, recipe, source_name, total)
+        (partial / RECORD_FILE).write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         _copy_extra_files(source_name, partial)
         # Last: what has no config.json does not load, should the process be killed before.
         _write_config(model, partial, recipe)
@@ -100,7 +106,6 @@ def _write_texts(
     folder: Path,
     recipe: dict[str, Any],
     source_name: str,
-    record: dict[str, Any],
     total: int,
 ) -> None:
     layers = [module for module in model.modules() if isinstance(module, QuantizedLinear)]
@@ -109,7 +114,6 @@ def _write_texts(
         source=source_name,
         architecture=type(model).__name__,
         recipe=recipe,
-        record=record,
         linears=len(layers),
         bits_per_weight=_bits(layers),
         embeddings=len(tables),

@@ -9,6 +9,11 @@ from channelwise.numerics.quantizer import Parameters, fake_quantize, parameters
 SHARES = tuple(1.0 - step / 20 for step in range(11))
 """Shares of a group's range that are tried: 1 down to a half."""
 
+RANGE_STEPS = 5
+"""How many shares are tried for a column in its turn."""
+
+ERROR_POWER = 2.4
+
 
 def searched_parameters(
     weight: torch.Tensor, hessian: torch.Tensor, grid: Grid, granularity: Granularity
@@ -30,6 +35,25 @@ def searched_parameters(
         chosen_low = torch.where(better, low * share, chosen_low)
         chosen_high = torch.where(better, high * share, chosen_high)
     return parameters_from_range(chosen_low, chosen_high, grid, dtype)
+
+
+def least_error_parameters(x: torch.Tensor, grid: Grid, granularity: Granularity, smallest: float) -> Parameters:
+    """Parameters of one column [rows, 1], each group's range cut to the share of it with the least Σ|error|^2.4.
+
+    smallest: the least share that is tried. The exponent, between the squared and the largest error, is that of GPTQ's
+    released code (arXiv 2210.17323).
+    """
+    low, high = value_range(x, granularity)
+    shares = torch.linspace(1.0, smallest, RANGE_STEPS, device=x.device)
+    # A candidate for each share, side by side as columns: what a column's groups do concerns no other column.
+    tried = parameters_from_range(low * shares, high * shares, grid, scale_dtype(granularity))
+    candidates = x.expand(-1, len(shares))
+    errors = (fake_quantize(candidates, tried, grid, granularity) - candidates).abs_().pow_(ERROR_POWER)
+    size = granularity.group_size or x.shape[0]
+    sums = torch.stack([part.sum(dim=0) for part in errors.split(size, dim=0)])
+    best = sums.argmin(dim=1, keepdim=True)
+    zero_point = None if tried.zero_point is None else tried.zero_point.gather(1, best)
+    return Parameters(tried.scale.gather(1, best), zero_point)
 
 
 def group_errors(change: torch.Tensor, hessian: torch.Tensor, granularity: Granularity) -> torch.Tensor:
