@@ -10,6 +10,7 @@ import transformers
 
 import channelwise
 from channelwise import api
+from channelwise.errors import InputError
 from channelwise.model.texts import Texts
 from channelwise.runtime.linear import QuantizedLinear
 from tests.cli import tiny
@@ -127,6 +128,17 @@ def test_compare_leaves_the_model_alone(model: Any, tokenizer: Any) -> None:
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert found["fp"]["length"] == 32 and found["fp"]["perplexity_ratio"] == 1.0
     assert found["recipes"]["rtn-w4a4"]["model_bytes"] < found["recipes"]["rtn-w8a8"]["model_bytes"]
+
+
+def test_compare_skips_what_does_not_fit_only_if_told_to(model: Any, tokenizer: Any) -> None:
+    settings: Any = {"data": TEXTS, "tokenizer": tokenizer, "samples": 2}
+    with pytest.raises(InputError, match="groups of 128 do not fit"):
+        api.compare(model, recipes=["rtn-w8a8", "rtn-w4g128"], **settings)
+    found = api.compare(model, recipes=["rtn-w8a8", "rtn-w4g128"], skip_unfit=True, **settings)
+    assert list(found["recipes"]) == ["rtn-w8a8"]
+    assert "groups of 128 do not fit" in found["skipped"]["rtn-w4g128"]
+    with pytest.raises(InputError, match="groups of 128 do not fit"):
+        api.compare(model, recipes=["rtn-w4g128"], skip_unfit=True, **settings)
 
 
 def test_compare_by_embeddings() -> None:

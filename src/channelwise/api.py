@@ -2,7 +2,7 @@
 
 import copy
 import gc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -161,20 +161,23 @@ def compare(
     perplexity_length: int | None = None,
     seed: int = 0,
     device: str = "cpu",
+    skip_unfit: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Quantizes a copy of the model by each recipe and measures it beside the floating-point model.
 
-    Returns {"fp": {…}, "recipes": {name: {…, "quantize_seconds": …}}} with the keys of `evaluate` and
-    perplexity_ratio, the perplexity over the floating-point one's. Writes nothing. Raises InputError before the long
-    work for a recipe that does not fit the model.
+    Returns {"fp": {…}, "recipes": {name: {…, "quantize_seconds": …}}, "skipped": {name: reason}} with the keys of
+    `evaluate` and perplexity_ratio, the perplexity over the floating-point one's. Writes nothing. Raises InputError
+    before the long work for a recipe that does not fit the model; with skip_unfit it is skipped, if another one fits.
     """
     chosen = _distinct([load_recipe(recipe) for recipe in recipes])
     readable = read_data(data)
     source = opened_to_quantize(model, device, tokenizer=tokenizer, processor=processor)
     loaded = source.model
-    for recipe in chosen.values():
-        check_plan(loaded, find_blocks(loaded), recipe.to_plan())
+    unfit = _unfit(loaded, chosen)
+    if unfit and not (skip_unfit and len(unfit) < len(chosen)):
+        raise next(iter(unfit.values()))
+    chosen = {name: recipe for name, recipe in chosen.items() if name not in unfit}
     questions = prepare(
         loaded,
         source.tokenizer,
@@ -198,7 +201,18 @@ def compare(
     for name, recipe in chosen.items():
         batches = calibration[recipe.calibration]
         results[name] = _measured(loaded, recipe, batches, questions, floating, seed, _prefixed(report, name))
-    return {"fp": floating, "recipes": results}
+    return {"fp": floating, "recipes": results, "skipped": {name: str(error) for name, error in unfit.items()}}
+
+
+def _unfit(model: torch.nn.Module, recipes: Mapping[str, Recipe]) -> dict[str, InputError]:
+    """The recipes that do not fit the model, and why."""
+    found, blocks = {}, find_blocks(model)
+    for name, recipe in recipes.items():
+        try:
+            check_plan(model, blocks, recipe.to_plan())
+        except InputError as error:
+            found[name] = error
+    return found
 
 
 def inspect(

@@ -20,7 +20,9 @@ from channelwise.cli.options import (
     Settings,
 )
 
-Recipes = Annotated[str, typer.Option("--recipes", metavar="A,B,C", help="Recipes, or all.", show_default=False)]
+Recipes = Annotated[
+    str, typer.Option("--recipes", metavar="A,B,C", help="Recipes, or all that fit the model.", show_default=False)
+]
 PerplexityLength = Annotated[
     int | None,
     typer.Option("--perplexity-length", metavar="L", help="Tokens of a window. Default: 512 or the model's limit."),
@@ -71,6 +73,7 @@ def compare(
             perplexity_length=perplexity_length,
             seed=seed,
             device=device,
+            skip_unfit=recipes == "all",
             progress=progress,
         )
     if as_json:
@@ -79,3 +82,5 @@ def compare(
     console = results_console()
     console.print(comparison_table(results, console.width))
     console.print(f"\n{legend(results, console.width)}", style="dim")
+    for name, reason in results["skipped"].items():
+        console.print(f"{name} left out: {reason}", style="dim", highlight=False)
