@@ -131,7 +131,7 @@ def test_compare_leaves_the_model_alone(model: Any, tokenizer: Any) -> None:
 
 
 def test_compare_skips_what_does_not_fit_only_if_told_to(model: Any, tokenizer: Any) -> None:
-    settings: Any = {"data": TEXTS, "tokenizer": tokenizer, "samples": 2}
+    settings: Any = {"data": TEXTS, "perplexity": TEXTS, "tokenizer": tokenizer, "samples": 2}
     with pytest.raises(InputError, match="groups of 128 do not fit"):
         api.compare(model, recipes=["rtn-w8a8", "rtn-w4g128"], **settings)
     found = api.compare(model, recipes=["rtn-w8a8", "rtn-w4g128"], skip_unfit=True, **settings)
