@@ -29,7 +29,8 @@ def test_parts_joined_by_their_reductions_give_the_whole(samples: int, tokens: i
             Reduction.MAXIMUM: joined.amax(dim=0),
             Reduction.SUM: joined.sum(dim=0),
         }[reduction]
-        torch.testing.assert_close(result, expected)
+        # A batch's sums are rounded to float32.
+        torch.testing.assert_close(result, expected, rtol=1e-6 if reduction is Reduction.SUM else 0, atol=1e-6)
 
 
 def test_batches_of_any_number_give_exact_ranges_and_sample_centers() -> None:

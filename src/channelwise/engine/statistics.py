@@ -45,12 +45,13 @@ class StatisticsBuilder:
         if x.numel() == 0:
             return
         x = x.detach().reshape(1, -1, self.channels) if x.dim() < 3 else x.detach().flatten(1, -2)
-        low, high = torch.aminmax(x, dim=1)
-        low, high = low.float().cpu(), high.float().cpu()
+        # On the CPU several times as fast as in 16 bits, as aminmax over tokens, and as sums in float64.
+        x = x.float()
+        low, high = x.amin(dim=1).cpu(), x.amax(dim=1).cpu()
         self.minimum = torch.minimum(self.minimum, low.amin(dim=0))
         self.maximum = torch.maximum(self.maximum, high.amax(dim=0))
         self.center_sum += ((low + high) / 2).double().sum(dim=0)
-        self.absolute_sum += x.abs().sum(dim=(0, 1), dtype=torch.float64).cpu()
+        self.absolute_sum += x.abs().sum(dim=(0, 1)).double().cpu()
         self.samples += x.shape[0]
         self.tokens += x.shape[0] * x.shape[1]
 

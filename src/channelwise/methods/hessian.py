@@ -64,7 +64,7 @@ class HessianBuilder:
         """Add one batch [..., tokens, channels] of any float dtype."""
         x = x.detach().reshape(-1, self.channels).to(self.device, torch.float32)
         self.matrix.addmm_(x.t(), x)
-        self.total += x.sum(dim=0, dtype=torch.float64)
+        self.total += x.sum(dim=0).double()
         self.tokens += len(x)
 
     def finish(self) -> Hessian:
