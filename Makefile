@@ -9,7 +9,9 @@ STAMP := $(VENV)/.installed
 install: $(STAMP)
 
 # torch goes first and alone: it is most of the download, and a failure there is told before anything else.
-$(STAMP): pyproject.toml constraints.txt
+KERNELS := setup.py $(wildcard src/channelwise/runtime/cpu/source/*)
+
+$(STAMP): pyproject.toml constraints.txt $(KERNELS)
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.12 …" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt "$$(grep '^torch==' constraints.txt)"
@@ -30,5 +32,5 @@ lint: $(STAMP)
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .grimp_cache .hypothesis
-	rm -rf src/*.egg-info
+	rm -rf src/*.egg-info src/channelwise/runtime/cpu/_kernels.so build/temp.* build/lib.*
 	find src tests training -name __pycache__ -type d -prune -exec rm -rf {} +

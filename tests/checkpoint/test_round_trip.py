@@ -58,7 +58,7 @@ def test_body_without_head(name: str, save: Save) -> None:
     expected = dict(model.base_model.named_modules())
     for layer_name, layer in body.named_modules():
         if isinstance(layer, QuantizedLinear):
-            assert torch.equal(layer.weight_packed, expected[layer_name].weight_packed)
+            assert torch.equal(layer.codes(), expected[layer_name].codes())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

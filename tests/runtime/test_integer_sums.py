@@ -12,6 +12,7 @@ from channelwise.numerics.grids import FloatGrid, Grid, IntegerGrid
 from channelwise.numerics.quantizer import Parameters, encode, fake_quantize, lattice_values, parameters_of
 from channelwise.runtime.execution import DecodedExecution, StaticExecution, TokenExecution
 from channelwise.runtime.linear import QuantizedLinear
+from channelwise.runtime.packed import PackedStatic, PackedToken
 from channelwise.runtime.planes import PlaneProduct
 from channelwise.runtime.scheme import InputScheme, LinearScheme, WeightScheme
 from tests.runtime.layers import assert_equals_definition, build, largest_exponent
@@ -20,6 +21,8 @@ E2M1, E1M2, E3M0 = FloatGrid(2, 1), FloatGrid(1, 2), FloatGrid(3, 0)
 FOUR_BITS = [E2M1, E1M2, E3M0, IntegerGrid(4)]
 EIGHT_BITS = [FloatGrid(1, 6), FloatGrid(2, 5), FloatGrid(3, 4), FloatGrid(4, 3), IntegerGrid(8)]
 PAIRS = [*itertools.product(FOUR_BITS, FOUR_BITS), *itertools.product(FOUR_BITS, EIGHT_BITS)]
+
+pytestmark = pytest.mark.usefixtures("kernels_or_torch")
 WIDE = {bits: [FloatGrid(e, bits - 1 - e) for e in range(1, bits)] + [IntegerGrid(bits)] for bits in (4, 6, 8)}
 
 STEP = 2.0**-4
@@ -74,7 +77,7 @@ def test_sums_are_those_of_the_decoded_numbers(weights, inputs, exponents, sizes
 def test_the_output_is_the_sums_rounded_once_times_one_factor(weights, inputs, exponents):
     layer, x = layer_and_input(weights, inputs, exponents, (16, 64, 5), 0)
     execution = layer._execution()
-    assert isinstance(execution, StaticExecution)
+    assert isinstance(execution, StaticExecution | PackedStatic)
     assert torch.equal(layer(x), layer.integer_sums(x).float() * execution.factor)
 
 
@@ -85,7 +88,7 @@ def test_sums_with_a_step_per_token(weights, inputs):
     codes = lattice_values(encode(x, parameters, inputs, ROW), parameters, inputs, ROW).double() / unit(inputs)
     weight = lattice_values(layer.codes(), layer.weight_parameters, weights, ROW).double() / unit(weights)
     sums, execution = layer.integer_sums(x), layer._execution()
-    assert isinstance(execution, TokenExecution)
+    assert isinstance(execution, TokenExecution | PackedToken)
     assert torch.equal(sums.double(), codes @ weight.t())
     assert torch.equal(layer(x), sums.float() * execution.factor * (parameters.scale * unit(inputs)))
 
@@ -156,7 +159,8 @@ def test_four_bits_need_one_product_whatever_the_exponents(weights):
     inputs = InputScheme(E2M1, "static")
     for seed in range(5):
         layer = build(12, 40, WeightScheme(weights, ROW), inputs, exponents=True, seed=seed)
-        assert not isinstance(layer._execution().product, PlaneProduct)
+        execution = layer._execution()
+        assert isinstance(execution, PackedStatic) or not isinstance(execution.product, PlaneProduct)
 
 
 def test_a_layer_of_inputs_in_floating_point_has_no_sums():

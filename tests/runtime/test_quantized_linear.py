@@ -11,9 +11,12 @@ from hypothesis import strategies as st
 from channelwise.numerics.granularity import ROW, TENSOR, Granularity
 from channelwise.numerics.grids import FloatGrid, Grid, IntegerGrid
 from channelwise.numerics.quantizer import encode, parameters_of
+from channelwise.runtime.cpu import library
 from channelwise.runtime.linear import QuantizedLinear
 from channelwise.runtime.scheme import InputScheme, LinearScheme, WeightScheme
 from tests.runtime.layers import assert_equals_definition, build
+
+pytestmark = pytest.mark.usefixtures("kernels_or_torch")
 
 GRANULARITIES = [TENSOR, ROW, Granularity("column"), Granularity("row_group", 5), Granularity("column_group", 3)]
 
@@ -155,3 +158,57 @@ def test_from_parts_checks_the_exponents(grid: Grid, largest: int) -> None:
         exponents[3] = wrong
         with pytest.raises(ValueError, match=f"outside 0 … {largest}"):
             QuantizedLinear.from_parts(*parts, input_step=step, input_exponent=exponents)
+
+
+def kept(weights: WeightScheme, inputs: InputScheme | None) -> QuantizedLinear:
+    layer = build(48, 70, weights, inputs, scale=True)
+    layer(torch.randn(2, 70))
+    layer.keep_packed()
+    return layer
+
+
+KINDS = [
+    (W8, A8),
+    (WeightScheme(IntegerGrid(8, symmetric=False), ROW), TOKEN),
+    (WeightScheme(FloatGrid(2, 1), ROW), A8),
+    (WeightScheme(IntegerGrid(3, symmetric=False), Granularity("row_group", 32)), None),
+    (WeightScheme(IntegerGrid(8), Granularity("column_group", 16)), None),
+    (WeightScheme(IntegerGrid(5), ROW), A8),
+    (WeightScheme(IntegerGrid(7, symmetric=False), ROW), A8),
+]
+
+
+@pytest.mark.parametrize(("weights", "inputs"), KINDS, ids=str)
+def test_what_gave_up_its_rows_computes_saves_copies_and_loads_as_before(
+    weights: WeightScheme, inputs: InputScheme | None
+) -> None:
+    layer, x = build(48, 70, weights, inputs, scale=True), torch.randn(3, 70)
+    expected, codes, size = layer(x), layer.codes(), layer.weight_bytes()
+    state = {name: tensor.clone() for name, tensor in layer.state_dict().items()}
+    layer.keep_packed()
+    layer.release()
+    assert torch.equal(layer(x), expected)
+    assert torch.equal(layer.codes(), codes)
+    assert layer.weight_bytes() == size
+    assert all(torch.equal(tensor, state[name]) for name, tensor in layer.state_dict().items())
+    for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer)), layer.to(torch.bfloat16), layer.to("cpu")):
+        assert torch.equal(other(x), expected)
+    layer.load_state_dict(build(48, 70, weights, inputs, scale=True, seed=1).state_dict())
+    assert not torch.equal(layer(x), expected)
+    layer.load_state_dict(state)
+    assert torch.equal(layer(x), expected)
+
+
+def test_the_weight_lies_in_memory_once() -> None:
+    if not library.available():
+        pytest.skip("without kernels layers keep their rows")
+    layer = kept(WeightScheme(IntegerGrid(4), ROW), A8)
+    assert layer.weight_packed.numel() == 0
+
+
+def test_a_changed_part_is_seen_after_the_rows_are_gone() -> None:
+    layer, x = kept(W8, A8), torch.randn(3, 70)
+    before = layer(x)
+    layer.input_step = layer.input_step * 2
+    assert not torch.equal(layer(x), before)
+    assert_equals_definition(layer, x)

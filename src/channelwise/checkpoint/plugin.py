@@ -51,6 +51,9 @@ class ChannelwiseQuantizer(HfQuantizer):
         bits = self.quantization_config.format.attention_bits
         if bits is not None:
             use_quantized_attention(model, bits)
+        for module in model.modules():
+            if isinstance(module, QuantizedLinear):
+                module.keep_packed()
         return model
 
     def update_weight_conversions(self, weight_conversions: list[Any], model: nn.Module) -> list[Any]:

@@ -1,22 +1,21 @@
-"""How a quantized linear layer is computed: prepared once from its parts, called with inputs [tokens, in_features]."""
+"""How a quantized linear layer is computed with torch: called with inputs [tokens, in_features]."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import torch
 
-from channelwise.numerics.inputs import largest_code
-from channelwise.numerics.quantizer import Parameters, decode
+from channelwise.numerics.quantizer import Parameters
 from channelwise.numerics.transform import ChannelTransform
-from channelwise.runtime.encoding import InputCodes, InputEncoder, StaticEncoder, TokenEncoder, encoder_of
-from channelwise.runtime.planes import wide_product
-from channelwise.runtime.products import Product, best_product
-from channelwise.runtime.scheme import LinearScheme, is_asymmetric
-from channelwise.runtime.whole import LARGEST_INT8, WholeWeight, whole_weight
+from channelwise.runtime.encoding import InputCodes, InputEncoder, StaticEncoder, TokenEncoder
+from channelwise.runtime.packing import unpack
+from channelwise.runtime.products import Product
+from channelwise.runtime.scheme import LinearScheme
 
 
 class Execution(Protocol):
-    """From inputs [tokens, in_features], any float dtype, to float32 [tokens, out_features]."""
+    """From inputs [tokens, in_features], any float dtype, to [tokens, out_features], float32 or the input's dtype."""
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """See the class."""
@@ -29,16 +28,22 @@ class Execution(Protocol):
 
 @dataclass(frozen=True)
 class LinearParts:
-    """A layer's scheme and tensors: codes int16 [out_features, in_features], the rest as in `QuantizedLinear`."""
+    """A layer's scheme and tensors: packed is the checkpoint's weight_packed, the rest as in `QuantizedLinear`."""
 
     scheme: LinearScheme
-    codes: torch.Tensor
+    packed: torch.Tensor
     weight: Parameters
     bias: torch.Tensor | None
     transform: ChannelTransform
     input_step: torch.Tensor | None
     input_zero_point: torch.Tensor | None
     input_exponent: torch.Tensor | None
+
+    @cached_property
+    def codes(self) -> torch.Tensor:
+        """The weight's codes, int16 [out_features, in_features]."""
+        grid = self.scheme.weights.grid
+        return unpack(self.packed, grid.bits, self.scheme.in_features).to(torch.int16) + grid.lowest
 
 
 @dataclass(frozen=True)
@@ -143,61 +148,3 @@ class TokenExecution:
     def _code_sums(inputs: InputCodes) -> torch.Tensor:
         sums = inputs.codes.sum(dim=1)
         return sums if inputs.zero_point is None else sums - inputs.zero_point[:, 0] * inputs.codes.shape[1]
-
-
-def prepare(parts: LinearParts) -> Execution:
-    """The way to compute a layer: with integers where the scheme allows it, else with the decoded weight."""
-    scheme = parts.scheme
-    steps = (parts.input_step, parts.input_zero_point, parts.input_exponent)
-    encoder = encoder_of(scheme.inputs, parts.transform, *steps)
-    whole = None if encoder is None else _whole_product(parts, encoder)
-    if encoder is None or whole is None:
-        decoded = decode(parts.codes, parts.weight, scheme.weights.grid, scheme.weights.granularity)
-        return DecodedExecution(decoded, parts.bias, parts.transform, encoder)
-    if isinstance(encoder, StaticEncoder):
-        return _static(encoder, *whole, parts.bias)
-    return _per_token(encoder, *whole, parts.bias)
-
-
-def _whole_product(parts: LinearParts, encoder: StaticEncoder | TokenEncoder) -> tuple[Product, WholeWeight] | None:
-    """The weight as integers and its product; None where there is no exact one."""
-    weights, signed, largest = parts.scheme.weights, not is_asymmetric(encoder.grid), largest_code(encoder.grid)
-    narrow = not signed or largest <= LARGEST_INT8
-    weight = whole_weight(
-        parts.codes, parts.weight, weights.grid, weights.granularity, parts.input_exponent, with_offset=narrow
-    )
-    if weight is None:
-        return None
-    if narrow and weight.values.dtype == torch.int8:
-        return best_product(weight.values, signed), weight
-    product = wide_product(weight.values, largest, signed)
-    return None if product is None else (product, weight)
-
-
-def _static(
-    encoder: StaticEncoder, product: Product, weight: WholeWeight, bias: torch.Tensor | None
-) -> StaticExecution:
-    zero_point = 0.0 if encoder.zero_point is None else float(encoder.zero_point)
-    centre = int(min(max(zero_point, encoder.grid.lowest), encoder.grid.highest))
-    exact = ExactSums(product, weight.column_sums, weight.offset)
-    factor = (weight.scale * encoder.step.double()).float()
-    code_factor = None if weight.offset is None else factor * weight.offset
-    if centre != zero_point:
-        # A zero point outside the codes' range is rare; what the product does not take off goes into the bias.
-        sums = exact.column_sums.double()
-        if weight.offset is not None:
-            sums = sums + weight.offset.double() * weight.values.shape[1]
-        rest = (factor.double() * sums * (centre - zero_point)).float()
-        bias = rest if bias is None else bias + rest
-    return StaticExecution(encoder, product, exact, centre, factor, bias, code_factor)
-
-
-def _per_token(
-    encoder: TokenEncoder, product: Product, weight: WholeWeight, bias: torch.Tensor | None
-) -> TokenExecution:
-    centre = 2 ** (encoder.grid.bits - 1) if is_asymmetric(encoder.grid) else 0
-    exact = ExactSums(product, weight.column_sums, weight.offset)
-    factor = weight.scale.float()
-    column_factor = factor * exact.column_sums.float()
-    code_factor = None if weight.offset is None else factor * weight.offset
-    return TokenExecution(encoder, product, exact, centre, factor, column_factor, code_factor, bias)

@@ -1,5 +1,6 @@
 """QuantizedLinear: a linear layer kept as packed codes and, where inputs are quantized, computed with integers."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -9,9 +10,18 @@ from torch import nn
 from channelwise.numerics.quantizer import Parameters, decode
 from channelwise.numerics.transform import ChannelTransform
 from channelwise.runtime.encoding import encoder_of
-from channelwise.runtime.execution import Execution, LinearParts, prepare
-from channelwise.runtime.layout import buffer_layout, checked_exponents, fitted, weight_parameters, weight_parts
-from channelwise.runtime.packing import unpack
+from channelwise.runtime.execution import Execution, LinearParts
+from channelwise.runtime.layout import (
+    buffer_layout,
+    checked_exponents,
+    fitted,
+    weight_layout,
+    weight_parameters,
+    weight_parts,
+)
+from channelwise.runtime.packed import Packed
+from channelwise.runtime.packing import pack, unpack
+from channelwise.runtime.preparing import prepare
 from channelwise.runtime.scheme import LinearScheme
 
 
@@ -137,7 +147,7 @@ class QuantizedLinear(nn.Module):
     def codes(self) -> torch.Tensor:
         """The weight's codes, int16 [out_features, in_features]."""
         grid = self.scheme.weights.grid
-        return unpack(self.weight_packed, grid.bits, self.in_features).to(torch.int16) + grid.lowest
+        return unpack(self._rows(), grid.bits, self.in_features).to(torch.int16) + grid.lowest
 
     def dequantized_weight(self) -> torch.Tensor:
         """The values of the codes, float32 [out_features, in_features]: the weight of the transformed input."""
@@ -146,8 +156,8 @@ class QuantizedLinear(nn.Module):
 
     def weight_bytes(self) -> int:
         """Bytes of the stored weight: codes, scales and zero points."""
-        tensors = (self.weight_packed, self.weight_scale, self.weight_zero_point)
-        return sum(tensor.numel() * tensor.element_size() for tensor in tensors if tensor is not None)
+        layouts = weight_layout((self.out_features, self.in_features), self.scheme.weights).values()
+        return sum(math.prod(shape) * dtype.itemsize for shape, dtype in filter(None, layouts))
 
     def bits_per_weight(self) -> float:
         """Stored bits per entry of the weight, scales and zero points included."""
@@ -155,7 +165,20 @@ class QuantizedLinear(nn.Module):
 
     def release(self) -> None:
         """Forget what the first `forward` prepared from the buffers; the next one prepares it again."""
-        self._prepared = None
+        if not self._is_in_panels:
+            self._prepared = None
+
+    def keep_packed(self) -> None:
+        """Gives up the checkpoint's rows of codes for what the CPU's kernels read: memory then holds the weight once.
+
+        Nothing happens where there are no kernels for the layer. Codes, state dicts and copies make the rows again.
+        """
+        if self.weight_packed.device.type != "cpu" or self._is_in_panels:
+            return
+        execution = self._execution()
+        if isinstance(execution, Packed):
+            self.weight_packed = self.weight_packed.new_empty(self.out_features, 0)
+            self._prepared = (tuple(self._buffers.values()), execution)
 
     def extra_repr(self) -> str:
         """Sizes and schemes, for print(model)."""
@@ -179,7 +202,7 @@ class QuantizedLinear(nn.Module):
     def _parts(self) -> LinearParts:
         return LinearParts(
             self.scheme,
-            self.codes(),
+            self._rows(),
             self.weight_parameters,
             self.bias,
             self.transform,
@@ -188,7 +211,27 @@ class QuantizedLinear(nn.Module):
             self.input_exponent,
         )
 
+    @property
+    def _is_in_panels(self) -> bool:
+        """Whether `keep_packed` gave up the rows."""
+        return self.weight_packed.shape[1] == 0 and self.in_features > 0
+
+    def _rows(self) -> torch.Tensor:
+        """What weight_packed holds in a checkpoint."""
+        if not self._is_in_panels or self._prepared is None:
+            return self.weight_packed
+        execution = self._prepared[1]
+        assert isinstance(execution, Packed)
+        return pack(execution.stored_codes(), self.scheme.weights.grid.bits)
+
+    def _make_rows(self) -> None:
+        """Undoes `keep_packed`."""
+        self.weight_packed, self._prepared = self._rows(), None
+
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> "QuantizedLinear":
+        if self._is_in_panels and fn(self.weight_packed).device.type != "cpu":
+            self._make_rows()
+
         def kept(tensor: torch.Tensor) -> torch.Tensor:
             result = fn(tensor)
             return result if result.dtype == tensor.dtype else tensor.to(result.device)
@@ -196,10 +239,14 @@ class QuantizedLinear(nn.Module):
         super()._apply(kept, recurse)
         return self
 
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[f"{prefix}weight_packed"] = self._rows()
+
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        self.release()
+        self._make_rows()
         super()._load_from_state_dict(*args, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
         # Prepacked weights can neither be copied nor pickled.
-        return {**self.__dict__, "_prepared": None}
+        return {**self.__dict__, "_prepared": None, "_buffers": {**self._buffers, "weight_packed": self._rows()}}

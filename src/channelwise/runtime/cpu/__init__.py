@@ -1,0 +1,1 @@
+"""Kernels for the CPU in C++: their library, and the products and quantizers that call it."""

@@ -1,0 +1,14 @@
+// The input quantizers, compiled for AVX-512.
+#include "quantize_rows.hpp"
+
+namespace channelwise {
+
+void static_avx512(const channelwise_input& in, const channelwise_grid& grid, const StaticVectors& v, int threads) {
+    static_bytes(in, grid, v, threads);
+}
+
+void token_avx512(const channelwise_input& in, const channelwise_grid& grid, const TokenParts& t, int threads) {
+    token_bytes(in, grid, t, threads);
+}
+
+}  // namespace channelwise

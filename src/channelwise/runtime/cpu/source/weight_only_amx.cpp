@@ -1,0 +1,55 @@
+// AMX: rows of inputs times pair panels in tiles. Lattice values are exact in bfloat16 and inputs are split into exact
+// pieces, so a group's sums are float32 sums of the true products; scales and zero points are applied to them.
+#include "weight_only_blocks.hpp"
+#include "weight_only_tiles.hpp"
+
+namespace channelwise {
+namespace {
+
+struct TileEngine {
+    static constexpr int panels_at_once = 4;
+
+    explicit TileEngine(int rows) : tiles(rows) {}
+
+    // Sums of one tile of inputs, some rows of which count, over a block: [panel][16][16]; calls between() after each step.
+    template <int panels, class F>
+    void multiply(int, const std::uint16_t* x, std::int64_t x_size, const std::uint16_t* values, std::int64_t steps,
+                  float* sums, F&& between) const {
+        unrolled<panels>([](auto p) { clear_tile<decltype(p)::value>(); });
+        for (std::int64_t step = 0; step < steps; ++step) {
+            load_tile<input_tile>(x + step * x_size);
+            unrolled<panels>([&](auto index) {
+                constexpr int p = decltype(index)::value, tile = weight_tile + p % weight_tiles;
+                load_tile<tile>(values + (step * panels + p) * tile_words);
+                multiply_tiles<p, input_tile, tile>();
+            });
+            between();
+        }
+        unrolled<panels>([&](auto p) { store_tile<decltype(p)::value>(sums + decltype(p)::value * sums_size); });
+    }
+
+    const Tiles tiles;
+};
+
+}  // namespace
+
+bool few_rows_amx(const PairProduct& call) {
+    const int own = pieces_of(call.x_type), pieces = call.weight.down_columns && own == 1 ? 2 : own;
+    // One row is as fast without tiles, which would be mostly empty.
+    if (call.rows * pieces == 1) return few_rows_avx512(call);
+    multiply_rows<TileEngine, false>(call, pieces);
+    return true;
+}
+
+bool many_rows_amx(const PairProduct& call) {
+    const int pieces = pieces_of(call.x_type);
+    if (!call.weight.down_columns) {
+        multiply_rows<TileEngine, false>(call, pieces);
+        return true;
+    }
+    if (pieces > 1) return false;
+    multiply_rows<TileEngine, true>(call, pieces);
+    return true;
+}
+
+}  // namespace channelwise

@@ -1,0 +1,265 @@
+"""Layers computed by the CPU's own kernels: the weight stays packed at its width, in panels (`runtime.cpu`)."""
+
+from dataclasses import dataclass
+
+import torch
+
+from channelwise.numerics.floats import lattice_unit, power_of_two
+from channelwise.numerics.granularity import Granularity
+from channelwise.numerics.grids import FloatGrid, Grid
+from channelwise.numerics.inputs import largest_code
+from channelwise.numerics.transform import ChannelTransform
+from channelwise.runtime.cpu import library
+from channelwise.runtime.cpu.integer import QuadPanels, integer_product, integer_sums, pack_quads
+from channelwise.runtime.cpu.quantize import (
+    UNSIGNED_OFFSET,
+    StaticQuantizer,
+    static_bytes,
+    static_quantizer,
+    token_bytes,
+)
+from channelwise.runtime.cpu.weight_only import (
+    PANEL_OUTPUTS,
+    ROW_GROUP_UNIT,
+    PairPanels,
+    code_table,
+    pack_pairs,
+    weight_only_product,
+)
+from channelwise.runtime.encoding import StaticEncoder, TokenEncoder
+from channelwise.runtime.execution import Execution, LinearParts
+from channelwise.runtime.products import MAX_COLUMNS
+from channelwise.runtime.scheme import is_asymmetric
+from channelwise.runtime.whole import LARGEST_INT8, MIDDLE_OF_UINT8
+
+FEW_ROWS = 16
+"""Up to so many rows, inputs keep the precision of float32 on their way to the weight."""
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+
+WIDEST_FLOAT = 6
+LARGEST_POWER = 7
+WHOLE_BYTE = 8
+
+INTEGER_LEVELS = ("avx512", "amx")
+"""Where the integer kernels are faster than torch's."""
+
+
+@dataclass(frozen=True)
+class WeightOnly:
+    """Floating-point inputs with a packed weight."""
+
+    panels: PairPanels
+    bias: torch.Tensor | None
+    transform: ChannelTransform
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """See `Execution`; in the dtype of x."""
+        dtype = x.dtype if x.dtype in FLOATS else torch.float32
+        if not self.transform.is_identity:
+            x = self.transform.apply(x.float())
+            if len(x) > FEW_ROWS:
+                x = x.to(dtype)
+        elif x.dtype != dtype:
+            x = x.to(dtype)
+        return weight_only_product(x, self.panels, self.bias, dtype=dtype)
+
+    def sums(self, x: torch.Tensor) -> torch.Tensor | None:
+        """See `Execution`."""
+        return None
+
+    def stored_codes(self) -> torch.Tensor:
+        """The weight's codes as they are stored, from 0 up."""
+        return self.panels.codes()
+
+
+@dataclass(frozen=True)
+class PackedStatic:
+    """Integer product with static inputs. factor: what the sums are multiplied with, float32 [out_features].
+
+    table: the panels' value of every stored code, int8. zero_point: of the bytes that the quantizer gives. offset: what
+    is taken off the panels' values, int32 [out_features], or None.
+    """
+
+    encoder: StaticEncoder
+    quantizer: StaticQuantizer
+    panels: QuadPanels
+    table: torch.Tensor
+    zero_point: int
+    factor: torch.Tensor
+    bias: torch.Tensor | None
+    offset: torch.Tensor | None
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """See `Execution`; in the dtype of x."""
+        codes, code_sums = static_bytes(_float(x), self.quantizer, self.panels._padded)
+        return integer_product(
+            codes,
+            self.panels,
+            self.zero_point,
+            self.factor,
+            bias=self.bias,
+            offset=self.offset,
+            code_sums=code_sums,
+            dtype=_float_dtype(x),
+        )
+
+    def sums(self, x: torch.Tensor) -> torch.Tensor | None:
+        """See `Execution`."""
+        codes, code_sums = static_bytes(_float(x), self.quantizer, self.panels._padded)
+        sums = integer_sums(codes, self.panels, self.zero_point, offset=self.offset, code_sums=code_sums)
+        return sums.long()
+
+    def stored_codes(self) -> torch.Tensor:
+        """The weight's codes as they are stored, from 0 up."""
+        return _stored_codes(self.panels, self.table)
+
+
+@dataclass(frozen=True)
+class PackedToken:
+    """Integer product with a step per token. table, factor, offset: as in `PackedStatic`."""
+
+    encoder: TokenEncoder
+    panels: QuadPanels
+    table: torch.Tensor
+    factor: torch.Tensor
+    bias: torch.Tensor | None
+    offset: torch.Tensor | None
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """See `Execution`; in the dtype of x."""
+        found = token_bytes(_float(x), self.encoder.transform, self.encoder.grid, self.panels._padded)
+        return integer_product(
+            found.codes,
+            self.panels,
+            found.zero_point,
+            self.factor,
+            step=found.step,
+            bias=self.bias,
+            offset=self.offset,
+            code_sums=found.code_sums,
+            dtype=_float_dtype(x),
+        )
+
+    def sums(self, x: torch.Tensor) -> torch.Tensor | None:
+        """See `Execution`."""
+        found = token_bytes(_float(x), self.encoder.transform, self.encoder.grid, self.panels._padded)
+        sums = integer_sums(found.codes, self.panels, found.zero_point, offset=self.offset, code_sums=found.code_sums)
+        return sums.long()
+
+    def stored_codes(self) -> torch.Tensor:
+        """The weight's codes as they are stored, from 0 up."""
+        return _stored_codes(self.panels, self.table)
+
+
+Packed = WeightOnly | PackedStatic | PackedToken
+
+
+def packed_execution(parts: LinearParts, encoder: StaticEncoder | TokenEncoder | None) -> Execution | None:
+    """The layer on the CPU's kernels; None where there are none, or none for its scheme."""
+    if parts.packed.device.type != "cpu" or not library.available():
+        return None
+    if encoder is None:
+        return _weight_only(parts)
+    return _integer(parts, encoder) if library.level() in INTEGER_LEVELS else None
+
+
+def _float(x: torch.Tensor) -> torch.Tensor:
+    return x if x.dtype in FLOATS else x.float()
+
+
+def _float_dtype(x: torch.Tensor) -> torch.dtype:
+    return x.dtype if x.dtype in FLOATS else torch.float32
+
+
+def _weight_only(parts: LinearParts) -> WeightOnly | None:
+    weights, rows = parts.scheme.weights, parts.scheme.out_features
+    columns = parts.scheme.in_features
+    if not _has_pairs(weights.granularity, rows, columns) or _is_wide_float(weights.grid):
+        return None
+    grid, scale, zero_point = weights.grid, parts.weight.scale, parts.weight.zero_point
+    panels = pack_pairs(parts.packed, grid.bits, columns, code_table(grid), scale, zero_point, weights.granularity)
+    return WeightOnly(panels, parts.bias, parts.transform)
+
+
+def _has_pairs(granularity: Granularity, rows: int, columns: int) -> bool:
+    size = granularity.group_size or 0
+    if granularity.kind == "row_group":
+        return size % ROW_GROUP_UNIT == 0 or size >= columns
+    return granularity.kind != "column_group" or size % PANEL_OUTPUTS == 0 or size >= rows
+
+
+def _is_wide_float(grid: Grid) -> bool:
+    """Floating-point numbers of more than 6 bits are looked up in no table."""
+    return isinstance(grid, FloatGrid) and grid.bits > WIDEST_FLOAT
+
+
+def _byte_table(grid: Grid) -> torch.Tensor | None:
+    """The whole number that every stored code stands for, int8 [2^bits]; None where they do not fit.
+
+    Those of a grid with a zero point are taken less half their range, which makes them signed.
+    """
+    values = code_table(grid)
+    if isinstance(grid, FloatGrid):
+        values = values / lattice_unit(grid)
+    elif not grid.symmetric:
+        values = values - 2 ** (grid.bits - 1)
+    if is_asymmetric(grid):
+        return values.to(torch.int8)
+    # No weight has the code behind the highest.
+    values[-1] = 0.0
+    return values.to(torch.int8) if float(values.abs().max()) <= LARGEST_INT8 else None
+
+
+def _stored_codes(panels: QuadPanels, table: torch.Tensor) -> torch.Tensor:
+    """What `pack` had packed, int16 [out_features, in_features]: panels of 8 bits hold values instead of codes."""
+    held = panels.codes()
+    if panels.bits != WHOLE_BYTE:
+        return held
+    codes = torch.zeros(256, dtype=torch.int16)
+    used = table[:-1] if int(table[-1]) == 0 else table
+    codes[used.long() + MIDDLE_OF_UINT8] = torch.arange(len(used), dtype=torch.int16)
+    return codes[held.long() + MIDDLE_OF_UINT8]
+
+
+def _largest_power(exponents: torch.Tensor | None) -> int:
+    """How many powers of two lie between the input channels' exponents."""
+    return 0 if exponents is None or not exponents.numel() else int(exponents.max()) - int(exponents.min())
+
+
+def _static_zero_point(encoder: StaticEncoder | TokenEncoder) -> int | None:
+    """That of the bytes which hold the codes; None where it is none of the codes, which is rare."""
+    if is_asymmetric(encoder.grid):
+        if isinstance(encoder, TokenEncoder) or encoder.zero_point is None:
+            return 0
+        zero_point = float(encoder.zero_point)
+        return int(zero_point) if encoder.grid.lowest <= zero_point <= encoder.grid.highest else None
+    return UNSIGNED_OFFSET
+
+
+def _integer(parts: LinearParts, encoder: StaticEncoder | TokenEncoder) -> PackedStatic | PackedToken | None:
+    """Where inputs and the weight's whole numbers fit into bytes, and the weight has a scale per output channel."""
+    weights, columns, rows = parts.scheme.weights, parts.scheme.in_features, parts.scheme.out_features
+    table = _byte_table(weights.grid)
+    if weights.granularity.kind not in ("tensor", "row") or table is None or columns > MAX_COLUMNS:
+        return None
+    power = _largest_power(parts.input_exponent)
+    limit = 255 if is_asymmetric(encoder.grid) else LARGEST_INT8
+    if power > LARGEST_POWER or largest_code(encoder.grid) * 2**power > limit:
+        return None
+    zero_point = _static_zero_point(encoder)
+    if zero_point is None:
+        return None
+    unit = lattice_unit(weights.grid) if isinstance(weights.grid, FloatGrid) else 1.0
+    scale = parts.weight.scale.double().expand(rows, 1).reshape(-1) * unit
+    offset = None
+    if parts.weight.zero_point is not None:
+        centred = parts.weight.zero_point.expand(rows, 1).reshape(-1) - 2 ** (weights.grid.bits - 1)
+        offset = centred.to(torch.int32).contiguous()
+    panels = pack_quads(parts.packed, weights.grid.bits, columns, table)
+    if isinstance(encoder, TokenEncoder):
+        return PackedToken(encoder, panels, table, scale.float(), parts.bias, offset)
+    largest = 0 if parts.input_exponent is None else int(parts.input_exponent.max())
+    factor = (scale * encoder.step.double() * power_of_two(torch.tensor(-largest))).float()
+    quantizer = static_quantizer(columns, encoder.multiplier, encoder.offset, encoder.grid, parts.input_exponent)
+    return PackedStatic(encoder, quantizer, panels, table, zero_point, factor, parts.bias, offset)
