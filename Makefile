@@ -1,16 +1,16 @@
-# make install | test | demo | lint | clean.  Needs Python 3.11 or newer and make; everything else goes into .venv.
+# make install | test | sanitize | demo | lint | clean.  Needs Python 3.11 or newer and make; everything else goes into .venv.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install test demo lint clean
+.PHONY: install test sanitize demo lint clean
 
 install: $(STAMP)
 
-# torch goes first and alone: it is most of the download, and a failure there is told before anything else.
 KERNELS := setup.py $(wildcard src/channelwise/runtime/cpu/source/*)
 
+# torch goes first and alone: it is most of the download, and a failure there is told before anything else.
 $(STAMP): pyproject.toml constraints.txt $(KERNELS)
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.12 …" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
@@ -20,6 +20,14 @@ $(STAMP): pyproject.toml constraints.txt $(KERNELS)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest
+
+# The kernels' tests on a copy of the package whose kernels watch every memory access and undefined operation.
+SANITIZED := build/sanitized
+sanitize: $(STAMP)
+	rm -rf $(SANITIZED)/channelwise && mkdir -p $(SANITIZED) && cp -r src/channelwise $(SANITIZED)/
+	CHANNELWISE_SANITIZE=1 $(BIN)/python setup.py --quiet build_ext --build-lib $(SANITIZED) --build-temp $(SANITIZED)/objects
+	PYTHONPATH=$(SANITIZED) ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
+		$(BIN)/python -m pytest tests/runtime/cpu
 
 demo: $(STAMP)
 	$(BIN)/channelwise demo

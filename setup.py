@@ -14,6 +14,9 @@ from setuptools.command.build_ext import build_ext
 
 CPU = Path("src/channelwise/runtime/cpu")
 
+SANITIZE_FLAGS = ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
+"""With $CHANNELWISE_SANITIZE set, as `make sanitize` has it."""
+
 COMMON_FLAGS = ["-O3", "-std=c++17", "-fPIC", "-fopenmp", "-ffp-contract=off", "-fvisibility=hidden", "-w", "-g0"]
 
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
@@ -30,6 +33,11 @@ def level_of(source: str) -> str | None:
     """The level that the file's name ends in; None for code that runs anywhere."""
     last = Path(source).stem.rpartition("_")[2]
     return last if last in LEVEL_FLAGS else None
+
+
+def sanitized() -> bool:
+    """Whether memory accesses and undefined operations are to be watched."""
+    return bool(os.environ.get("CHANNELWISE_SANITIZE"))
 
 
 def kernels() -> Extension:
@@ -57,15 +65,16 @@ class BuildKernels(build_ext):
         """Objects, then the library."""
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             objects = list(pool.map(lambda source: self._object(source, ext.depends), ext.sources))
-        self.compiler.link_shared_object(
-            objects, self.get_ext_fullpath(ext.name), extra_postargs=["-fopenmp"], target_lang="c++"
-        )
+        flags = ["-fopenmp", *(SANITIZE_FLAGS if sanitized() else [])]
+        target = self.get_ext_fullpath(ext.name)
+        self.compiler.link_shared_object(objects, target, extra_postargs=flags, target_lang="c++")
 
     def _object(self, source: str, headers: list[str]) -> str:
         (target,) = self.compiler.object_filenames([source], output_dir=self.build_temp)
         newest = max(os.path.getmtime(path) for path in (source, *headers))
         if self.force or not os.path.exists(target) or os.path.getmtime(target) <= newest:
             flags = [*COMMON_FLAGS, *LEVEL_FLAGS.get(level_of(source) or "", [])]
+            flags += SANITIZE_FLAGS if sanitized() else []
             self.compiler.compile([source], output_dir=self.build_temp, extra_postargs=flags)
         return target
 
