@@ -125,7 +125,12 @@ class QuantizedLinear(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x: [..., in_features], any float dtype. Returns [..., out_features] in the dtype of x; without gradients."""
         flat = x.reshape(-1, self.in_features)
-        result = self._execution()(flat).to(x.dtype)
+        if torch.compiler.is_compiling() and self._prepared is not None:
+            # Compiled code takes what is prepared as it finds it.
+            execution = self._prepared[1]
+        else:
+            execution = self._execution()
+        result = execution(flat).to(x.dtype)
         return result.reshape(*x.shape[:-1], self.out_features)
 
     @torch.no_grad()

@@ -1,6 +1,7 @@
 """Layers computed by the CPU's own kernels: the weight stays packed at its width, in panels (`runtime.cpu`)."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -11,6 +12,7 @@ from channelwise.numerics.inputs import largest_code
 from channelwise.numerics.transform import ChannelTransform
 from channelwise.runtime.cpu import library
 from channelwise.runtime.cpu.integer import QuadPanels, integer_product, integer_sums, pack_quads
+from channelwise.runtime.cpu.operators import grid_numbers, operators
 from channelwise.runtime.cpu.quantize import (
     UNSIGNED_OFFSET,
     StaticQuantizer,
@@ -47,11 +49,12 @@ INTEGER_LEVELS = ("avx512", "amx")
 
 @dataclass(frozen=True)
 class WeightOnly:
-    """Floating-point inputs with a packed weight."""
+    """Floating-point inputs with a packed weight. operator: the product for compiled code."""
 
     panels: PairPanels
     bias: torch.Tensor | None
     transform: ChannelTransform
+    operator: Any
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """See `Execution`; in the dtype of x."""
@@ -62,7 +65,13 @@ class WeightOnly:
                 x = x.to(dtype)
         elif x.dtype != dtype:
             x = x.to(dtype)
-        return weight_only_product(x, self.panels, self.bias, dtype=dtype)
+        if not torch.compiler.is_compiling():
+            return weight_only_product(x, self.panels, self.bias, dtype=dtype)
+        weight = self.panels
+        return self.operator(
+            x, weight.data, weight.scale, weight.zero_point, weight.table, self.bias, weight.bits, weight.outputs,
+            weight.columns, weight.group, weight.down_columns, dtype,
+        )  # fmt: skip
 
     def sums(self, x: torch.Tensor) -> torch.Tensor | None:
         """See `Execution`."""
@@ -78,7 +87,8 @@ class PackedStatic:
     """Integer product with static inputs. factor: what the sums are multiplied with, float32 [out_features].
 
     table: the panels' value of every stored code, int8. zero_point: of the bytes that the quantizer gives. offset: what
-    is taken off the panels' values, int32 [out_features], or None.
+    is taken off the panels' values, int32 [out_features], or None. operator: the same in one, for compiled code, which
+    takes the inputs' grid as `numbers`.
     """
 
     encoder: StaticEncoder
@@ -89,10 +99,20 @@ class PackedStatic:
     factor: torch.Tensor
     bias: torch.Tensor | None
     offset: torch.Tensor | None
+    operator: Any
+    numbers: list[int]
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """See `Execution`; in the dtype of x."""
-        codes, code_sums = static_bytes(_float(x), self.quantizer, self.panels._padded)
+        x, dtype = _float(x), _float_dtype(x)
+        if torch.compiler.is_compiling():
+            weight, inputs = self.panels, self.quantizer
+            return self.operator(
+                x, weight.data, weight.padded_sums, weight.table, self.factor, self.bias, self.offset,
+                inputs.multiplier, inputs.offset, inputs.gain,
+                weight.bits, weight.rows, weight.columns, self.zero_point, self.numbers, dtype,
+            )  # fmt: skip
+        codes, code_sums = static_bytes(x, self.quantizer, self.panels.padded_columns)
         return integer_product(
             codes,
             self.panels,
@@ -101,12 +121,12 @@ class PackedStatic:
             bias=self.bias,
             offset=self.offset,
             code_sums=code_sums,
-            dtype=_float_dtype(x),
+            dtype=dtype,
         )
 
     def sums(self, x: torch.Tensor) -> torch.Tensor | None:
         """See `Execution`."""
-        codes, code_sums = static_bytes(_float(x), self.quantizer, self.panels._padded)
+        codes, code_sums = static_bytes(_float(x), self.quantizer, self.panels.padded_columns)
         sums = integer_sums(codes, self.panels, self.zero_point, offset=self.offset, code_sums=code_sums)
         return sums.long()
 
@@ -117,7 +137,7 @@ class PackedStatic:
 
 @dataclass(frozen=True)
 class PackedToken:
-    """Integer product with a step per token. table, factor, offset: as in `PackedStatic`."""
+    """Integer product with a step per token. table, factor, offset: as in `PackedStatic`, and the rest."""
 
     encoder: TokenEncoder
     panels: QuadPanels
@@ -125,10 +145,19 @@ class PackedToken:
     factor: torch.Tensor
     bias: torch.Tensor | None
     offset: torch.Tensor | None
+    operator: Any
+    numbers: list[int]
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """See `Execution`; in the dtype of x."""
-        found = token_bytes(_float(x), self.encoder.transform, self.encoder.grid, self.panels._padded)
+        x, dtype, transform = _float(x), _float_dtype(x), self.encoder.transform
+        if torch.compiler.is_compiling():
+            weight = self.panels
+            return self.operator(
+                x, weight.data, weight.padded_sums, weight.table, self.factor, self.bias, self.offset, transform.shift,
+                transform.scale, weight.bits, weight.rows, weight.columns, self.numbers, dtype,
+            )  # fmt: skip
+        found = token_bytes(x, transform, self.encoder.grid, self.panels.padded_columns)
         return integer_product(
             found.codes,
             self.panels,
@@ -138,12 +167,12 @@ class PackedToken:
             bias=self.bias,
             offset=self.offset,
             code_sums=found.code_sums,
-            dtype=_float_dtype(x),
+            dtype=dtype,
         )
 
     def sums(self, x: torch.Tensor) -> torch.Tensor | None:
         """See `Execution`."""
-        found = token_bytes(_float(x), self.encoder.transform, self.encoder.grid, self.panels._padded)
+        found = token_bytes(_float(x), self.encoder.transform, self.encoder.grid, self.panels.padded_columns)
         sums = integer_sums(found.codes, self.panels, found.zero_point, offset=self.offset, code_sums=found.code_sums)
         return sums.long()
 
@@ -179,7 +208,7 @@ def _weight_only(parts: LinearParts) -> WeightOnly | None:
         return None
     grid, scale, zero_point = weights.grid, parts.weight.scale, parts.weight.zero_point
     panels = pack_pairs(parts.packed, grid.bits, columns, code_table(grid), scale, zero_point, weights.granularity)
-    return WeightOnly(panels, parts.bias, parts.transform)
+    return WeightOnly(panels, parts.bias, parts.transform, operators().weight_only)
 
 
 def _has_pairs(granularity: Granularity, rows: int, columns: int) -> bool:
@@ -256,10 +285,15 @@ def _integer(parts: LinearParts, encoder: StaticEncoder | TokenEncoder) -> Packe
     if parts.weight.zero_point is not None:
         centred = parts.weight.zero_point.expand(rows, 1).reshape(-1) - 2 ** (weights.grid.bits - 1)
         offset = centred.to(torch.int32).contiguous()
+    numbers = grid_numbers(encoder.grid)
     panels = pack_quads(parts.packed, weights.grid.bits, columns, table)
     if isinstance(encoder, TokenEncoder):
-        return PackedToken(encoder, panels, table, scale.float(), parts.bias, offset)
+        return PackedToken(
+            encoder, panels, table, scale.float(), parts.bias, offset, operators().token_product, numbers
+        )
     largest = 0 if parts.input_exponent is None else int(parts.input_exponent.max())
     factor = (scale * encoder.step.double() * power_of_two(torch.tensor(-largest))).float()
     quantizer = static_quantizer(columns, encoder.multiplier, encoder.offset, encoder.grid, parts.input_exponent)
-    return PackedStatic(encoder, quantizer, panels, table, zero_point, factor, parts.bias, offset)
+    return PackedStatic(
+        encoder, quantizer, panels, table, zero_point, factor, parts.bias, offset, operators().static_product, numbers
+    )

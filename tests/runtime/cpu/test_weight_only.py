@@ -1,10 +1,10 @@
 """Weight-only products against float64, at every level of the processor.
 
-Bounds follow from the formats. A product of at most n terms is a float32 sum of exact or once rounded terms of
-codes and zero points, so its error is at most (n + 16) · 2^-24 · Σ |x| (|t| + |z|) s. Inputs times scales, for groups down
+Bounds follow from the formats. A product of at most n terms is a float32 sum of exact or once rounded terms of codes
+and zero points, so its error is at most (n + 16) · 2^-24 · Σ |x| (|t| + |z|) s. Inputs times scales, for groups down
 columns, are kept in two bfloat16 pieces at least: the first leaves less than 2^-7 of them, the second rounds that to
-2^-8 of it. With many bfloat16 rows, such weights are rounded to bfloat16 instead, to 2^-8. Rounding the result adds half
-a place of its dtype.
+2^-8 of it. With many bfloat16 rows, such weights are rounded to bfloat16 instead, to 2^-8. Rounding the result adds
+half a place of its dtype.
 """
 
 import copy

@@ -54,7 +54,8 @@ class QuadPanels:
     """A weight [rows, columns] in panels of 16 outputs (`source/panels.hpp`).
 
     data: uint8, the panels. bits: their width, 8, 6, 4, 3 or 2. table: int8 [64], the value of every code, repeated;
-    not read with 8 bits, where the bytes of data are the values. column_sums: int32 [rows], Σ_k value_ok.
+    not read with 8 bits, where the bytes of data are the values. column_sums: int32 [rows], Σ_k value_ok;
+    padded_sums: the same with zeros behind, for whole panels.
     """
 
     data: torch.Tensor
@@ -63,7 +64,7 @@ class QuadPanels:
     columns: int
     table: torch.Tensor
     column_sums: torch.Tensor
-    _sums: torch.Tensor = field(repr=False)
+    padded_sums: torch.Tensor = field(repr=False)
     _weight: _Weight = field(init=False, repr=False, compare=False)
     _address: int = field(init=False, repr=False, compare=False)
     _padded: int = field(init=False, repr=False, compare=False)
@@ -72,7 +73,7 @@ class QuadPanels:
         padded = padded_columns(self.bits, self.columns)
         weight = _Weight(
             self.data.data_ptr(),
-            self._sums.data_ptr(),
+            self.padded_sums.data_ptr(),
             self.table.data_ptr(),
             self.rows,
             self.columns,
@@ -82,6 +83,11 @@ class QuadPanels:
         object.__setattr__(self, "_weight", weight)
         object.__setattr__(self, "_address", ctypes.addressof(weight))
         object.__setattr__(self, "_padded", padded)
+
+    @property
+    def padded_columns(self) -> int:
+        """Columns of the input codes that the product takes."""
+        return self._padded
 
     def codes(self) -> torch.Tensor:
         """The codes (with 8 bits the values) that the panels hold, int16 [rows, columns]."""

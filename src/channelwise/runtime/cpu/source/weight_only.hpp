@@ -40,7 +40,7 @@ struct PairProduct {
     int threads;
 };
 
-// In an anonymous namespace, as all that files of different levels share: each has its own copy, in its own instructions.
+// In an anonymous namespace, as all that files of different levels share: each has its own copy, compiled its own way.
 namespace {
 
 inline std::int64_t panels_of(const PairPanels& weight) { return (weight.outputs + 15) / 16; }

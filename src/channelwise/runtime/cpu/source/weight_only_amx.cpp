@@ -11,7 +11,7 @@ struct TileEngine {
 
     explicit TileEngine(int rows) : tiles(rows) {}
 
-    // Sums of one tile of inputs, some rows of which count, over a block: [panel][16][16]; calls between() after each step.
+    // Sums of one tile of inputs, some rows of which count, over a block, [panel][16][16]; between() follows each step.
     template <int panels, class F>
     void multiply(int, const std::uint16_t* x, std::int64_t x_size, const std::uint16_t* values, std::int64_t steps,
                   float* sums, F&& between) const {

@@ -13,7 +13,7 @@
 namespace channelwise {
 namespace {
 
-// Columns of a block: two blocks stay in the first cache; scaled weights can do with one, their totals being plain sums.
+// Columns of a block: two stay in the first cache. Of scaled weights one is enough, for fewer additions to the totals.
 template <bool scaled>
 constexpr std::int64_t longest_span = scaled ? 256 : 128;
 
@@ -30,7 +30,7 @@ struct Block {
     std::int64_t steps() const { return (columns.end - columns.begin + tile_columns - 1) / tile_columns; }
 };
 
-// A block's lattice values, or weights where they are scaled, [panel][step][16 chunks]; expanded one tile after another.
+// A block's lattice values, or weights where they are scaled, [step][panel][16 chunks], expanded tile by tile.
 template <int bits, bool scaled>
 class ExpandedBlock {
     using Scaling = std::conditional_t<scaled, ColumnScaling, NoScaling>;
@@ -80,7 +80,8 @@ template <int bits, class Engine, bool scaled>
 class Worker {
 public:
     Worker(const PairProduct& call, const TiledInputs& inputs)
-        : call_(call), weight_(call.weight), inputs_(inputs), lattice_(weight_.table), engine_(inputs.rows_in_tiles()) {}
+        : call_(call), weight_(call.weight), inputs_(inputs), lattice_(weight_.table),
+          engine_(inputs.rows_in_tiles()) {}
 
     // While a block is multiplied, the next one is expanded.
     void operator()(Range panels) {
@@ -106,7 +107,6 @@ public:
     }
 
 private:
-
     // Panels that are finished together: their totals, and the inputs for some columns, stay in cache.
     Range group_at(std::int64_t panel) const {
         std::int64_t end = panel + (inputs_.row_tiles == 1 ? Engine::panels_at_once : panels_with_rows_cached);
@@ -187,7 +187,8 @@ private:
                 wait = interval;
             });
             for (int p = 0; p < panels; ++p) {
-                add_sums(block.panel + p, row_tile, block.columns, sums + p * sums_size, total(block.panel + p, row_tile));
+                const std::int64_t panel = block.panel + p;
+                add_sums(panel, row_tile, block.columns, sums + p * sums_size, total(panel, row_tile));
             }
         }
     }
@@ -213,7 +214,8 @@ private:
             const __m512 zero_point = zero_points_at(weight_.zero_point, index);
             const float* x_sums = inputs_.sums + (group * inputs_.row_tiles + row_tile) * 16;
             for (int r = 0; r < rows; ++r) {
-                const __m512 sum = _mm512_fnmadd_ps(zero_point, _mm512_set1_ps(x_sums[r]), _mm512_loadu_ps(sums + 16 * r));
+                const __m512 x_sum = _mm512_set1_ps(x_sums[r]), raw = _mm512_loadu_ps(sums + 16 * r);
+                const __m512 sum = _mm512_fnmadd_ps(zero_point, x_sum, raw);
                 _mm512_storeu_ps(total + 16 * r, _mm512_fmadd_ps(sum, scale, _mm512_loadu_ps(total + 16 * r)));
             }
             return;

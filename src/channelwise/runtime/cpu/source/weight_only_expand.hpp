@@ -42,14 +42,15 @@ public:
     template <int chunk>
     __m512i operator()(const Words<8>& words) const {
         const __m512i codes = words.word[0];
-        const __m512i even = chunk ? _mm512_srli_epi32(codes, 8) : codes, odd = _mm512_srli_epi32(codes, 16 + 8 * chunk);
-        return paired(value(even), value(odd));
+        const __m512i even = chunk ? _mm512_srli_epi32(codes, 8) : codes;
+        return paired(value(even), value(_mm512_srli_epi32(codes, 16 + 8 * chunk)));
     }
 
 private:
     __m512 value(__m512i byte) const {
         // (byte & 255) | the float32 2^23
-        const __m512i number = _mm512_ternarylogic_epi32(byte, _mm512_set1_epi32(255), _mm512_set1_epi32(0x4b000000), 0xea);
+        const __m512i mask = _mm512_set1_epi32(255), start = _mm512_set1_epi32(0x4b000000);
+        const __m512i number = _mm512_ternarylogic_epi32(byte, mask, start, 0xea);
         return _mm512_fmadd_ps(_mm512_castsi512_ps(number), step_, first_);
     }
 

@@ -1,8 +1,5 @@
 // AVX-512: few rows of inputs times pair panels. Codes are looked up on their way from memory into products of
 // bfloat16 pairs; the weight is read once for up to `rows_at_once` rows.
-#include <array>
-#include <utility>
-
 #include <omp.h>
 
 #include "weight_only_decode.hpp"
@@ -47,14 +44,15 @@ inline void accumulate(const Lookup<bits>& lookup, const std::uint8_t* data, std
                 unrolled<parts_of<bits>>([&](auto half) {
                     constexpr int part_index = decltype(half)::value;
                     constexpr int phase = (c * parts_of<bits> + part_index) % phases;
-                    const __m512i values = lookup.template operator()<part_index>(words.template codes<c, part_index>());
-                    unrolled<rows>([&](auto row) {
-                        constexpr int r = decltype(row)::value;
+                    const __m512i codes = words.template codes<c, part_index>();
+                    const __m512i values = lookup.template operator()<part_index>(codes);
+#pragma GCC unroll 8
+                    for (int r = 0; r < rows; ++r) {
                         std::int32_t pair;
                         __builtin_memcpy(&pair, x + r * stride + 2 * c, 4);
                         __m512& target = part[phase][p][r];
                         target = _mm512_dpbf16_ps(target, (__m512bh)_mm512_set1_epi32(pair), (__m512bh)values);
-                    });
+                    }
                 });
             });
         });
@@ -67,15 +65,17 @@ inline void accumulate(const Lookup<bits>& lookup, const std::uint8_t* data, std
     }
 }
 
-// The outputs of neighbouring panels, [panel][row][16], before the bias; zero points down columns are still missing.
-template <int bits, int rows, int panels>
-void panel_sums(const PairPanels& weight, std::int64_t panel, const Inputs& inputs, float* sums) {
+// The outputs of a panel and of the one `next` further, [panel][row][16], before the bias; zero points down columns are
+// still missing.
+template <int bits, int rows>
+void panel_sums(const PairPanels& weight, std::int64_t panel, int next, const Inputs& inputs, float* sums) {
     using U = Unit<bits>;
     const Lookup<bits> lookup(weight.table);
     const std::int64_t units = weight.padded / U::columns, panel_bytes = units * U::bytes;
     const bool scaled = !weight.down_columns;
     const std::int64_t groups = scaled ? weight.groups : 1, size = scaled ? weight.group / U::columns : units;
     const std::uint8_t* data = weight.data + panel * panel_bytes;
+    constexpr int panels = panels_at_once;
     __m512 total[panels][rows];
     for (auto& row : total) {
         for (auto& value : row) value = _mm512_setzero_ps();
@@ -83,10 +83,10 @@ void panel_sums(const PairPanels& weight, std::int64_t panel, const Inputs& inpu
     for (std::int64_t group = 0; group < groups; ++group) {
         const std::int64_t first = group * size, count = smaller(size, units - first);
         __m512 sum[panels][rows];
-        accumulate<bits, rows, panels>(lookup, data + first * U::bytes, panel_bytes, count,
+        accumulate<bits, rows, panels>(lookup, data + first * U::bytes, next * panel_bytes, count,
                                        inputs.words + first * U::columns, inputs.stride, sum);
         for (int p = 0; p < panels; ++p) {
-            const std::int64_t index = ((panel + p) * weight.groups + group) * 16;
+            const std::int64_t index = ((panel + p * next) * weight.groups + group) * 16;
             const __m512 scale = scaled ? scales_at(weight.scale, weight.scale_type, index) : _mm512_set1_ps(1.0f);
             if (scaled && weight.zero_point) {
                 const __m512 zero_point = zero_points_at(weight.zero_point, index);
@@ -103,16 +103,17 @@ void panel_sums(const PairPanels& weight, std::int64_t panel, const Inputs& inpu
     }
 }
 
-using PanelSums = void (*)(const PairPanels&, std::int64_t, const Inputs&, float*);
+using PanelSums = void (*)(const PairPanels&, std::int64_t, int, const Inputs&, float*);
 
-template <int bits, int panels, std::size_t... index>
-constexpr std::array<PanelSums, sizeof...(index)> kernels_for_rows(std::index_sequence<index...>) {
-    return {panel_sums<bits, static_cast<int>(index) + 1, panels>...};
+// Kernels by the number of rows less one; five and seven rows take two.
+template <int bits>
+constexpr PanelSums kernels[rows_at_once] = {panel_sums<bits, 1>, panel_sums<bits, 2>, panel_sums<bits, 3>,
+                                             panel_sums<bits, 4>, nullptr,             panel_sums<bits, 6>,
+                                             nullptr,             panel_sums<bits, 8>};
+
+constexpr std::int64_t rows_of_kernel(std::int64_t rows) {
+    return rows >= rows_at_once ? rows_at_once : rows == 5 ? 3 : rows == 7 ? 4 : rows;
 }
-
-// Kernels by the number of rows less one.
-template <int bits, int panels>
-constexpr auto kernels = kernels_for_rows<bits, panels>(std::make_index_sequence<rows_at_once>{});
 
 struct Pass {
     std::int64_t first, rows;  // of the call's rows
@@ -132,8 +133,7 @@ public:
             if (weight_.down_columns) prepare(16 * panel / weight_.group);
             const int count = left >= panels_at_once ? panels_at_once : 1;
             for_width(weight_.bits, [&](auto bits) {
-                constexpr int b = decltype(bits)::value;
-                compute(panel, count, count == 1 ? kernels<b, 1> : kernels<b, panels_at_once>);
+                compute(panel, count, kernels<decltype(bits)::value>);
             });
             panel += count;
         }
@@ -161,14 +161,15 @@ private:
         inputs_.words = words;
     }
 
-    void compute(std::int64_t panel, int count, const std::array<PanelSums, rows_at_once>& kernel) {
+    void compute(std::int64_t panel, int count, const PanelSums* kernel) {
         alignas(64) float sums[panels_at_once * 16 * 16];
         alignas(64) float block[panels_at_once * rows_at_once * 16];
-        for (std::int64_t first = 0; first < rows_; first += rows_at_once) {
-            const std::int64_t rows = smaller(rows_at_once, rows_ - first);
+        std::int64_t rows = 0;
+        for (std::int64_t first = 0; first < rows_; first += rows) {
+            rows = rows_of_kernel(rows_ - first);
             const float* x_sums = inputs_.sums ? inputs_.sums + first * weight_.groups : nullptr;
             const Inputs part{inputs_.words + first * inputs_.stride, inputs_.stride, x_sums};
-            kernel[static_cast<std::size_t>(rows - 1)](weight_, panel, part, block);
+            kernel[rows - 1](weight_, panel, count - 1, part, block);  // of a last panel alone, twice the same
             for (int p = 0; p < count; ++p) {
                 for (std::int64_t i = 0; i < rows * 16; ++i) sums[(p * 16 + first) * 16 + i] = block[p * rows * 16 + i];
             }

@@ -12,8 +12,8 @@ struct VectorEngine {
 
     // As TileEngine's, of whole tiles of inputs.
     template <int panels, class F>
-    void multiply(int rows, const std::uint16_t* x, std::int64_t x_size, const std::uint16_t* values, std::int64_t steps,
-                  float* sums, F&& between) const {
+    void multiply(int rows, const std::uint16_t* x, std::int64_t x_size, const std::uint16_t* values,
+                  std::int64_t steps, float* sums, F&& between) const {
         multiply_rows_from<panels>(0, x, x_size, values, steps, sums, between);
         if (rows > rows_at_once) multiply_rows_from<panels>(rows_at_once, x, x_size, values, steps, sums, [] {});
     }
@@ -32,16 +32,16 @@ struct VectorEngine {
                 for (int p = 0; p < panels; ++p) {
                     weights[p] = _mm512_loadu_si512(values + p * tile_words + chunk * chunk_words);
                 }
-                unrolled<rows_at_once>([&](auto index) {
-                    constexpr int r = decltype(index)::value;
+#pragma GCC unroll 8
+                for (int r = 0; r < rows_at_once; ++r) {
                     std::int32_t pair;
                     __builtin_memcpy(&pair, x + r * tile_columns + 2 * chunk, 4);
                     const __m512i inputs = _mm512_set1_epi32(pair);
-                    unrolled<panels>([&](auto number) {
-                        constexpr int p = decltype(number)::value;
+#pragma GCC unroll 4
+                    for (int p = 0; p < panels; ++p) {
                         sum[p][r] = _mm512_dpbf16_ps(sum[p][r], (__m512bh)inputs, (__m512bh)weights[p]);
-                    });
-                });
+                    }
+                }
             }
             between();
         }

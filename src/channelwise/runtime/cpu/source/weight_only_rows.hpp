@@ -10,7 +10,9 @@
 namespace channelwise {
 namespace {
 
-constexpr std::int64_t up_to_multiple(std::int64_t value, std::int64_t unit) { return (value + unit - 1) / unit * unit; }
+constexpr std::int64_t up_to_multiple(std::int64_t value, std::int64_t unit) {
+    return (value + unit - 1) / unit * unit;
+}
 
 constexpr int number_size(Number type) { return type == Number::float32 ? 4 : 2; }
 
