@@ -18,6 +18,7 @@ from channelwise.errors import InputError
 from channelwise.runtime.embedding import QuantizedEmbedding
 from channelwise.runtime.linear import QuantizedLinear
 from channelwise.runtime.scheme import EmbeddingScheme
+from channelwise.runtime.settling import settle
 
 _Scheme = TypeVar("_Scheme")
 
@@ -51,9 +52,7 @@ class ChannelwiseQuantizer(HfQuantizer):
         bits = self.quantization_config.format.attention_bits
         if bits is not None:
             use_quantized_attention(model, bits)
-        for module in model.modules():
-            if isinstance(module, QuantizedLinear):
-                module.keep_packed()
+        settle(model)
         return model
 
     def update_weight_conversions(self, weight_conversions: list[Any], model: nn.Module) -> list[Any]:

@@ -19,10 +19,11 @@ from channelwise.runtime.layout import (
     weight_parameters,
     weight_parts,
 )
-from channelwise.runtime.packed import Packed
+from channelwise.runtime.packed import Packed, PackedInteger
 from channelwise.runtime.packing import pack, unpack
 from channelwise.runtime.preparing import prepare
 from channelwise.runtime.scheme import LinearScheme
+from channelwise.runtime.sharing import SharedInput
 
 
 class QuantizedLinear(nn.Module):
@@ -54,6 +55,7 @@ class QuantizedLinear(nn.Module):
         super().__init__()
         self.scheme = scheme
         self._prepared: tuple[tuple[torch.Tensor | None, ...], Execution] | None = None
+        self.shared_input: SharedInput | None = None
         for name, layout in buffer_layout(scheme).items():
             empty = None if layout is None else torch.zeros(layout[0], dtype=layout[1], device=device)
             self.register_buffer(name, empty)
@@ -127,11 +129,15 @@ class QuantizedLinear(nn.Module):
         flat = x.reshape(-1, self.in_features)
         if torch.compiler.is_compiling() and self._prepared is not None:
             # Compiled code takes what is prepared as it finds it.
-            execution = self._prepared[1]
+            result = self._prepared[1](flat)
         else:
             execution = self._execution()
-        result = execution(flat).to(x.dtype)
-        return result.reshape(*x.shape[:-1], self.out_features)
+            if self.shared_input is not None and isinstance(execution, PackedInteger) and not x.is_inference():
+                codes = self.shared_input.bytes_of(x, lambda: execution.bytes_of(flat))
+                result = execution.product(codes, x.dtype)
+            else:
+                result = execution(flat)
+        return result.to(x.dtype).reshape(*x.shape[:-1], self.out_features)
 
     @torch.no_grad()
     def fake_forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -201,6 +207,8 @@ class QuantizedLinear(nn.Module):
     def _execution(self) -> Execution:
         buffers = tuple(self._buffers.values())
         if self._prepared is None or any(now is not then for now, then in zip(buffers, self._prepared[0], strict=True)):
+            if self._prepared is not None:
+                self.shared_input = None
             self._prepared = (buffers, prepare(self._parts()))
         return self._prepared[1]
 
@@ -231,7 +239,7 @@ class QuantizedLinear(nn.Module):
 
     def _make_rows(self) -> None:
         """Undoes `keep_packed`."""
-        self.weight_packed, self._prepared = self._rows(), None
+        self.weight_packed, self._prepared, self.shared_input = self._rows(), None, None
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> "QuantizedLinear":
         if self._is_in_panels and fn(self.weight_packed).device.type != "cpu":
@@ -254,4 +262,5 @@ class QuantizedLinear(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         # Prepacked weights can neither be copied nor pickled.
-        return {**self.__dict__, "_prepared": None, "_buffers": {**self._buffers, "weight_packed": self._rows()}}
+        buffers = {**self._buffers, "weight_packed": self._rows()}
+        return {**self.__dict__, "_prepared": None, "shared_input": None, "_buffers": buffers}

@@ -15,6 +15,7 @@ from channelwise.runtime.cpu.integer import QuadPanels, integer_product, integer
 from channelwise.runtime.cpu.operators import grid_numbers, operators
 from channelwise.runtime.cpu.quantize import (
     UNSIGNED_OFFSET,
+    InputBytes,
     StaticQuantizer,
     static_bytes,
     static_quantizer,
@@ -83,51 +84,54 @@ class WeightOnly:
 
 
 @dataclass(frozen=True)
-class PackedStatic:
-    """Integer product with static inputs. factor: what the sums are multiplied with, float32 [out_features].
+class PackedInteger:
+    """Inputs in bytes with a packed weight: what both kinds have in common.
 
-    table: the panels' value of every stored code, int8. zero_point: of the bytes that the quantizer gives. offset: what
-    is taken off the panels' values, int32 [out_features], or None. operator: the same in one, for compiled code, which
-    takes the inputs' grid as `numbers`.
+    factor: what the sums are multiplied with, float32 [out_features]. table: the panels' value of every stored code,
+    int8. offset: what is taken off the panels' values, int32 [out_features], or None. operator: the whole of it for
+    compiled code, which takes the inputs' grid as `numbers`.
     """
 
-    encoder: StaticEncoder
-    quantizer: StaticQuantizer
     panels: QuadPanels
     table: torch.Tensor
-    zero_point: int
     factor: torch.Tensor
     bias: torch.Tensor | None
     offset: torch.Tensor | None
     operator: Any
     numbers: list[int]
 
+    def bytes_of(self, x: torch.Tensor) -> InputBytes:
+        """The codes of x [tokens, in_features], which layers with the same inputs may share."""
+        raise NotImplementedError
+
+    def compiled(self, x: torch.Tensor) -> torch.Tensor:
+        """The product for compiled code."""
+        raise NotImplementedError
+
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """See `Execution`; in the dtype of x."""
-        x, dtype = _float(x), _float_dtype(x)
-        if torch.compiler.is_compiling():
-            weight, inputs = self.panels, self.quantizer
-            return self.operator(
-                x, weight.data, weight.padded_sums, weight.table, self.factor, self.bias, self.offset,
-                inputs.multiplier, inputs.offset, inputs.gain,
-                weight.bits, weight.rows, weight.columns, self.zero_point, self.numbers, dtype,
-            )  # fmt: skip
-        codes, code_sums = static_bytes(x, self.quantizer, self.panels.padded_columns)
+        return self.compiled(x) if torch.compiler.is_compiling() else self.product(self.bytes_of(x), _float_dtype(x))
+
+    def product(self, inputs: InputBytes, dtype: torch.dtype) -> torch.Tensor:
+        """The layer's output [tokens, out_features] for codes that are there already."""
         return integer_product(
-            codes,
+            inputs.codes,
             self.panels,
-            self.zero_point,
+            inputs.zero_point,
             self.factor,
+            step=inputs.step,
             bias=self.bias,
             offset=self.offset,
-            code_sums=code_sums,
+            code_sums=inputs.code_sums,
             dtype=dtype,
         )
 
     def sums(self, x: torch.Tensor) -> torch.Tensor | None:
         """See `Execution`."""
-        codes, code_sums = static_bytes(_float(x), self.quantizer, self.panels.padded_columns)
-        sums = integer_sums(codes, self.panels, self.zero_point, offset=self.offset, code_sums=code_sums)
+        inputs = self.bytes_of(x)
+        sums = integer_sums(
+            inputs.codes, self.panels, inputs.zero_point, offset=self.offset, code_sums=inputs.code_sums
+        )
         return sums.long()
 
     def stored_codes(self) -> torch.Tensor:
@@ -136,49 +140,46 @@ class PackedStatic:
 
 
 @dataclass(frozen=True)
-class PackedToken:
-    """Integer product with a step per token. table, factor, offset: as in `PackedStatic`, and the rest."""
+class PackedStatic(PackedInteger):
+    """Integer product with static inputs; zero_point: of the bytes that the quantizer gives."""
+
+    encoder: StaticEncoder
+    quantizer: StaticQuantizer
+    zero_point: int
+
+    def bytes_of(self, x: torch.Tensor) -> InputBytes:
+        """See `PackedInteger`."""
+        codes, code_sums = static_bytes(_float(x), self.quantizer, self.panels.padded_columns)
+        return InputBytes(codes, code_sums, None, self.zero_point)
+
+    def compiled(self, x: torch.Tensor) -> torch.Tensor:
+        """See `PackedInteger`."""
+        weight, inputs = self.panels, self.quantizer
+        return self.operator(
+            _float(x), weight.data, weight.padded_sums, weight.table, self.factor, self.bias, self.offset,
+            inputs.multiplier, inputs.offset, inputs.gain,
+            weight.bits, weight.rows, weight.columns, self.zero_point, self.numbers, _float_dtype(x),
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class PackedToken(PackedInteger):
+    """Integer product with a step per token."""
 
     encoder: TokenEncoder
-    panels: QuadPanels
-    table: torch.Tensor
-    factor: torch.Tensor
-    bias: torch.Tensor | None
-    offset: torch.Tensor | None
-    operator: Any
-    numbers: list[int]
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """See `Execution`; in the dtype of x."""
-        x, dtype, transform = _float(x), _float_dtype(x), self.encoder.transform
-        if torch.compiler.is_compiling():
-            weight = self.panels
-            return self.operator(
-                x, weight.data, weight.padded_sums, weight.table, self.factor, self.bias, self.offset, transform.shift,
-                transform.scale, weight.bits, weight.rows, weight.columns, self.numbers, dtype,
-            )  # fmt: skip
-        found = token_bytes(x, transform, self.encoder.grid, self.panels.padded_columns)
-        return integer_product(
-            found.codes,
-            self.panels,
-            found.zero_point,
-            self.factor,
-            step=found.step,
-            bias=self.bias,
-            offset=self.offset,
-            code_sums=found.code_sums,
-            dtype=dtype,
-        )
+    def bytes_of(self, x: torch.Tensor) -> InputBytes:
+        """See `PackedInteger`."""
+        return token_bytes(_float(x), self.encoder.transform, self.encoder.grid, self.panels.padded_columns)
 
-    def sums(self, x: torch.Tensor) -> torch.Tensor | None:
-        """See `Execution`."""
-        found = token_bytes(_float(x), self.encoder.transform, self.encoder.grid, self.panels.padded_columns)
-        sums = integer_sums(found.codes, self.panels, found.zero_point, offset=self.offset, code_sums=found.code_sums)
-        return sums.long()
-
-    def stored_codes(self) -> torch.Tensor:
-        """The weight's codes as they are stored, from 0 up."""
-        return _stored_codes(self.panels, self.table)
+    def compiled(self, x: torch.Tensor) -> torch.Tensor:
+        """See `PackedInteger`."""
+        weight, transform = self.panels, self.encoder.transform
+        return self.operator(
+            _float(x), weight.data, weight.padded_sums, weight.table, self.factor, self.bias, self.offset,
+            transform.shift, transform.scale,
+            weight.bits, weight.rows, weight.columns, self.numbers, _float_dtype(x),
+        )  # fmt: skip
 
 
 Packed = WeightOnly | PackedStatic | PackedToken
@@ -285,15 +286,21 @@ def _integer(parts: LinearParts, encoder: StaticEncoder | TokenEncoder) -> Packe
     if parts.weight.zero_point is not None:
         centred = parts.weight.zero_point.expand(rows, 1).reshape(-1) - 2 ** (weights.grid.bits - 1)
         offset = centred.to(torch.int32).contiguous()
-    numbers = grid_numbers(encoder.grid)
-    panels = pack_quads(parts.packed, weights.grid.bits, columns, table)
+    common: dict[str, Any] = {
+        "panels": pack_quads(parts.packed, weights.grid.bits, columns, table),
+        "table": table,
+        "bias": parts.bias,
+        "offset": offset,
+        "numbers": grid_numbers(encoder.grid),
+    }
     if isinstance(encoder, TokenEncoder):
-        return PackedToken(
-            encoder, panels, table, scale.float(), parts.bias, offset, operators().token_product, numbers
-        )
+        return PackedToken(encoder=encoder, factor=scale.float(), operator=operators().token_product, **common)
     largest = 0 if parts.input_exponent is None else int(parts.input_exponent.max())
-    factor = (scale * encoder.step.double() * power_of_two(torch.tensor(-largest))).float()
-    quantizer = static_quantizer(columns, encoder.multiplier, encoder.offset, encoder.grid, parts.input_exponent)
     return PackedStatic(
-        encoder, quantizer, panels, table, zero_point, factor, parts.bias, offset, operators().static_product, numbers
+        encoder=encoder,
+        quantizer=static_quantizer(columns, encoder.multiplier, encoder.offset, encoder.grid, parts.input_exponent),
+        zero_point=zero_point,
+        factor=(scale * encoder.step.double() * power_of_two(torch.tensor(-largest))).float(),
+        operator=operators().static_product,
+        **common,
     )

@@ -52,16 +52,16 @@ class _Grid(ctypes.Structure):
 
 
 @dataclass(frozen=True)
-class TokenBytes:
-    """What `token_bytes` finds: value = (codes − zero_point) · step.
+class InputBytes:
+    """Codes of inputs: value = (codes − zero_point) · step.
 
-    codes: uint8 [tokens, padded columns]; code_sums: int32 [tokens], Σ_k codes_mk; step: float32 [tokens]; zero_point:
-    128 or int32 [tokens].
+    codes: uint8 [tokens, padded columns]; code_sums: int32 [tokens], Σ_k codes_mk; step: float32 [tokens], None where
+    it is static; zero_point: a whole number, or int32 [tokens].
     """
 
     codes: torch.Tensor
     code_sums: torch.Tensor
-    step: torch.Tensor
+    step: torch.Tensor | None
     zero_point: int | torch.Tensor
 
 
@@ -127,7 +127,7 @@ def static_bytes(
 
 def token_bytes(
     x: torch.Tensor, transform: ChannelTransform, grid: Grid, padded: int, level: str | None = None
-) -> TokenBytes:
+) -> InputBytes:
     """Codes with a step (and zero point) per token, as `numerics.inputs.token_codes` finds them.
 
     x, padded, level: see `static_bytes`. transform: parts float32 [channels]. Raises ValueError if codes leave 8 bits,
@@ -145,7 +145,7 @@ def token_bytes(
         ctypes.byref(arguments), grid_address, shift, scale, span, unit, step.data_ptr(),
         0 if zero_points is None else zero_points.data_ptr(), level_number(level), torch.get_num_threads(),
     )  # fmt: skip
-    return TokenBytes(codes, code_sums, step, UNSIGNED_OFFSET if zero_points is None else zero_points)
+    return InputBytes(codes, code_sums, step, UNSIGNED_OFFSET if zero_points is None else zero_points)
 
 
 def _prepared(x: torch.Tensor, channels: int, padded: int) -> tuple[torch.Tensor, torch.Tensor, _Input]:

@@ -17,6 +17,7 @@ namespace channelwise {
 namespace {
 
 typedef float Floats __attribute__((vector_size(32)));
+typedef double Doubles __attribute__((vector_size(32)));
 typedef std::int32_t Integers __attribute__((vector_size(32)));
 typedef std::uint16_t Halves __attribute__((vector_size(16)));
 
@@ -56,15 +57,29 @@ inline void decode_unit(const Table& table, const std::uint8_t* unit, float* val
     }
 }
 
-// sums[row][output][2] += values · x over a unit, even and odd inputs apart.
-template <int columns>
-inline void multiply_unit(const float* values, const float* x, std::int64_t stride, std::int64_t rows, float* sums) {
+// An even and an odd input, four times.
+inline Floats pair_at(const float* x) {
+#if defined(__AVX2__)
+    double both;
+    std::memcpy(&both, x, 8);
+    const Doubles broadcast = {both, both, both, both};
+    Floats pair;
+    std::memcpy(&pair, &broadcast, 32);
+    return pair;
+#else
+    return Floats{x[0], x[1], x[0], x[1], x[0], x[1], x[0], x[1]};
+#endif
+}
+
+// sums[row][output][2] += values · x over some chunks, even and odd inputs apart.
+inline void multiply_chunks(const float* values, std::int64_t chunks, const float* x, std::int64_t stride,
+                            std::int64_t rows, float* sums) {
     for (std::int64_t row = 0; row < rows; ++row, x += stride, sums += 32) {
         Floats sum[4], value;
         std::memcpy(sum, sums, 128);
-        for (int c = 0; c < columns / 2; ++c) {
-            const float even = x[2 * c], odd = x[2 * c + 1];
-            const Floats pair = {even, odd, even, odd, even, odd, even, odd};
+        for (std::int64_t c = 0; c < chunks; ++c) {
+            const Floats pair = pair_at(x + 2 * c);
+#pragma GCC unroll 4
             for (int i = 0; i < 4; ++i) {
                 std::memcpy(&value, values + 32 * c + 8 * i, 32);
                 sum[i] += value * pair;
@@ -130,10 +145,14 @@ private:
     void multiply(std::int64_t panel, std::int64_t begin, std::int64_t end, const float* x) {
         using U = Unit<bits>;
         sums_memory_.zeros(call_.rows * 32);
-        float values[U::chunks * 32];
-        for (std::int64_t k = begin; k < end; k += U::columns) {
-            decode_unit<bits>(table_, weight_.data + (panel * weight_.padded + k) / U::columns * U::bytes, values);
-            multiply_unit<U::columns>(values, x + k, weight_.padded, call_.rows, sums_);
+        float values[16 * 32];  // of 32 columns
+        const std::uint8_t* unit = weight_.data + (panel * weight_.padded + begin) / U::columns * U::bytes;
+        for (std::int64_t k = begin; k < end; k += 32) {
+            const std::int64_t columns = smaller(32, end - k);
+            for (std::int64_t inside = 0; inside < columns; inside += U::columns, unit += U::bytes) {
+                decode_unit<bits>(table_, unit, values + 16 * inside);
+            }
+            multiply_chunks(values, columns / 2, x + k, weight_.padded, call_.rows, sums_);
         }
     }
 
@@ -188,21 +207,22 @@ inline bool product(const PairProduct& call) {
     });
 }
 
-// The part of the panel's outputs [first, last) of a unit that starts at column k, row-major.
+// The part of the panel's outputs [first, last) of a unit that starts at column k, row-major. A unit is within one group.
 inline void store_unit(const PairPanels& weight, std::int64_t k, int columns, const float* values, std::int64_t first,
                        std::int64_t last, float* rows) {
     const int present = static_cast<int>(smaller(columns, weight.columns - k));
-    for (std::int64_t output = first; output < last; ++output) {
-        const int lane = static_cast<int>(output % 16);
-        const std::int64_t panel = output / 16;
-        float* target = rows + (output - first) * weight.columns + k;
+    for (std::int64_t output = first; output < last; ++output, rows += weight.columns) {
+        const std::int64_t lane = output % 16;
+        const std::int64_t index = weight.down_columns ? output / weight.group * weight.padded + k
+                                                       : (output / 16 * weight.groups + k / weight.group) * 16 + lane;
+        float scale = number(weight.scale, weight.scale_type, index);
+        float zero_point = weight.zero_point ? weight.zero_point[index] : 0.0f;
         for (int i = 0; i < present; ++i) {
-            const std::int64_t index = weight.down_columns
-                                           ? output / weight.group * weight.padded + k + i
-                                           : (panel * weight.groups + (k + i) / weight.group) * 16 + lane;
-            const float zero_point = weight.zero_point ? weight.zero_point[index] : 0.0f;
-            const float value = values[32 * (i / 2) + 2 * lane + i % 2] - zero_point;
-            target[i] = value * number(weight.scale, weight.scale_type, index);
+            if (weight.down_columns) {
+                scale = number(weight.scale, weight.scale_type, index + i);
+                zero_point = weight.zero_point ? weight.zero_point[index + i] : 0.0f;
+            }
+            rows[k + i] = (values[32 * (i / 2) + 2 * lane + i % 2] - zero_point) * scale;
         }
     }
 }

@@ -1,0 +1,46 @@
+"""A loaded model made ready for the CPU's kernels: weights in panels alone, inputs of neighbouring layers shared."""
+
+import torch
+from torch import nn
+
+from channelwise.runtime.linear import QuantizedLinear
+from channelwise.runtime.sharing import SharedInput
+
+
+def settle(model: nn.Module) -> None:
+    """Lets every layer keep its weight as the kernels read it, and neighbours share their input's codes.
+
+    Nothing happens to layers without kernels, on other devices than the CPU say.
+    """
+    for module in model.modules():
+        if isinstance(module, QuantizedLinear):
+            module.keep_packed()
+    share_inputs(model)
+
+
+def share_inputs(model: nn.Module) -> None:
+    """Lets neighbouring layers that quantize their input alike share its codes while it is the same tensor."""
+    for parent in model.modules():
+        layers = [child for child in parent.children() if isinstance(child, QuantizedLinear)]
+        while layers:
+            first, *others = layers
+            same = [first, *(other for other in others if _quantize_alike(first, other))]
+            layers = [layer for layer in others if layer not in same]
+            if len(same) > 1 and first.scheme.inputs is not None:
+                shared = SharedInput()
+                for layer in same:
+                    layer.shared_input = shared
+
+
+def _quantize_alike(one: QuantizedLinear, other: QuantizedLinear) -> bool:
+    names = ("input_shift", "input_scale", "input_step", "input_zero_point", "input_exponent")
+    return (
+        one.scheme.inputs == other.scheme.inputs
+        and one.in_features == other.in_features
+        and one.scheme.weights.grid.bits == other.scheme.weights.grid.bits
+        and all(_equal(getattr(one, name), getattr(other, name)) for name in names)
+    )
+
+
+def _equal(one: torch.Tensor | None, other: torch.Tensor | None) -> bool:
+    return one is other if one is None or other is None else torch.equal(one, other)
