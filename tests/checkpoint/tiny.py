@@ -8,7 +8,7 @@ import torch
 import transformers as tf
 
 from channelwise.model.linears import bias_vector, is_linear, replace_module, weight_matrix
-from channelwise.numerics.granularity import ROW
+from channelwise.numerics.granularity import ROW, Granularity
 from channelwise.numerics.grids import FloatGrid, Grid, IntegerGrid
 from channelwise.numerics.quantizer import encode, parameters_of
 from channelwise.numerics.transform import ChannelTransform
@@ -129,6 +129,19 @@ def quantized(module: torch.nn.Module, bits: int, kind: str) -> QuantizedLinear:
     bias = transform.fold_bias(weight, None if bias is None else bias.float())
     step = torch.tensor(0.1) if kind == "static" else None
     return QuantizedLinear.from_parts(scheme, encode(folded, parameters, grid, ROW), parameters, bias, transform, step)
+
+
+def weight_only(model: Any) -> Any:
+    """Replaces every linear layer of the blocks by 4-bit weights in groups down the columns; returns the model."""
+    grid, groups = IntegerGrid(4, symmetric=False), Granularity("column_group", 16)
+    for name, module in list(model.named_modules()):
+        if is_linear(module) and name.rpartition(".")[2] != "lm_head":
+            weight = weight_matrix(module).float()
+            parameters = parameters_of(weight, grid, groups)
+            scheme = LinearScheme(weight.shape[1], weight.shape[0], WeightScheme(grid, groups))
+            codes = encode(weight, parameters, grid, groups)
+            replace_module(model, name, QuantizedLinear.from_parts(scheme, codes, parameters))
+    return model
 
 
 def quantize_embedding(model: Any, grid: Grid = FloatGrid(2, 1)) -> Any:  # noqa: B008 — frozen
