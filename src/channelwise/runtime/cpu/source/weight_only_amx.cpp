@@ -6,8 +6,10 @@
 namespace channelwise {
 namespace {
 
+// Few rows leave the time to whatever expands the panels, so two at a time; many gain by loading inputs for four.
+template <int most_panels>
 struct TileEngine {
-    static constexpr int panels_at_once = 4;
+    static constexpr int panels_at_once = most_panels;
 
     explicit TileEngine(int rows) : tiles(rows) {}
 
@@ -37,18 +39,18 @@ bool few_rows_amx(const PairProduct& call) {
     const int own = pieces_of(call.x_type), pieces = call.weight.down_columns && own == 1 ? 2 : own;
     // One row is as fast without tiles, which would be mostly empty.
     if (call.rows * pieces == 1) return few_rows_avx512(call);
-    multiply_rows<TileEngine, false>(call, pieces);
+    multiply_rows<TileEngine<2>, false>(call, pieces);
     return true;
 }
 
 bool many_rows_amx(const PairProduct& call) {
     const int pieces = pieces_of(call.x_type);
     if (!call.weight.down_columns) {
-        multiply_rows<TileEngine, false>(call, pieces);
+        multiply_rows<TileEngine<4>, false>(call, pieces);
         return true;
     }
     if (pieces > 1) return false;
-    multiply_rows<TileEngine, true>(call, pieces);
+    multiply_rows<TileEngine<4>, true>(call, pieces);
     return true;
 }
 

@@ -167,7 +167,9 @@ private:
     void multiply(const Block& block, const std::uint16_t* values, ExpandedBlock<bits, scaled>* following) {
         if (block.panels == 1) return multiply_panels<1>(block, values, following);
         if (block.panels == 2) return multiply_panels<2>(block, values, following);
-        if (block.panels == 3) return multiply_panels<3>(block, values, following);
+        if constexpr (Engine::panels_at_once >= 3) {
+            if (block.panels == 3) return multiply_panels<3>(block, values, following);
+        }
         if constexpr (Engine::panels_at_once == 4) multiply_panels<4>(block, values, following);
     }
 
@@ -261,10 +263,10 @@ private:
     Range panels_ = {}, group_ = {};
     float* totals_ = nullptr;
     std::int64_t scaled_for_ = -1;
-    float corrections_[tile_rows] = {};
+    float corrections_[tile_rows] = {};  // of inputs times scales, which come few at a time
 };
 
-// One pass over the weight. Groups down columns: `scaled` weights, or inputs (at most one tile) times the scales.
+// One pass over the weight. Groups down columns: `scaled` weights, or inputs (at most 16 rows) times the scales.
 template <class Engine, bool scaled>
 void pass_over(const PairProduct& call, int pieces) {
     const PairPanels& weight = call.weight;
@@ -292,10 +294,9 @@ void pass_over(const PairProduct& call, int pieces) {
 // All rows of the call, as many at a time as a pass takes.
 template <class Engine, bool scaled>
 void multiply_rows(const PairProduct& call, int pieces) {
-    const std::int64_t row_tiles = call.weight.down_columns && !scaled ? 1 : most_row_tiles;
     PairProduct part = call;
     for (std::int64_t first = 0; first < call.rows; first += part.rows) {
-        part.rows = smaller(tile_rows / pieces * row_tiles, call.rows - first);
+        part.rows = smaller(tile_rows / pieces * most_row_tiles, call.rows - first);
         part.x = row_of(call.x, call.x_type, first * call.x_stride);
         part.y = static_cast<char*>(call.y) + first * call.weight.outputs * number_size(call.y_type);
         pass_over<Engine, scaled>(part, pieces);

@@ -207,7 +207,7 @@ inline bool product(const PairProduct& call) {
     });
 }
 
-// The part of the panel's outputs [first, last) of a unit that starts at column k, row-major. A unit is within one group.
+// The part of the panel's outputs [first, last) of a unit that starts at column k, row-major; a unit is in one group.
 inline void store_unit(const PairPanels& weight, std::int64_t k, int columns, const float* values, std::int64_t first,
                        std::int64_t last, float* rows) {
     const int present = static_cast<int>(smaller(columns, weight.columns - k));
