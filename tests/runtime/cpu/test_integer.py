@@ -5,15 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from channelwise.runtime.cpu.integer import (
-    CONTAINERS,
-    UNIT_COLUMNS,
-    integer_product,
-    integer_sums,
-    pack_quads,
-    padded_columns,
-)
+from channelwise.runtime.cpu.integer import integer_product, integer_sums, pack_quads
 from channelwise.runtime.cpu.library import LEVELS, LIBRARY
+from channelwise.runtime.cpu.panels import CONTAINERS, UNIT_COLUMNS, padded_columns
 from channelwise.runtime.packing import pack
 
 pytestmark = pytest.mark.skipif(not LIBRARY.exists(), reason="the kernels were not built")

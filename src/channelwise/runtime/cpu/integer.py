@@ -11,17 +11,8 @@ from functools import cache
 import torch
 
 from channelwise.runtime.cpu.library import INT32, INT64, POINTER, kernels, level_number
+from channelwise.runtime.cpu.panels import CONTAINERS, PANEL_OUTPUTS, check_tensor, padded_columns, panel_bytes
 from channelwise.runtime.packing import packed_columns
-
-PANEL_OUTPUTS = 16
-
-UNIT_COLUMNS = {8: 4, 6: 16, 4: 8, 3: 32, 2: 16}
-"""Columns that panels of a width hold together; inputs are padded to a multiple."""
-
-UNIT_BYTES = {8: 64, 6: 192, 4: 64, 3: 192, 2: 64}
-
-CONTAINERS = {8: 8, 7: 8, 6: 6, 5: 6, 4: 4, 3: 3, 2: 2}
-"""The width of the panels that codes of a width are kept in."""
 
 OUTPUT_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 SUMS = 3
@@ -98,16 +89,6 @@ class QuadPanels:
         return codes
 
 
-def padded_columns(bits: int, columns: int) -> int:
-    """Columns of input codes for panels of `bits` and so many columns; codes beyond are zeros.
-
-    Raises ValueError for a width that panels do not have.
-    """
-    if bits not in UNIT_COLUMNS:
-        raise ValueError(f"{bits} bits: panels have 8, 6, 4, 3 or 2")
-    return -(-columns // UNIT_COLUMNS[bits]) * UNIT_COLUMNS[bits]
-
-
 def pack_quads(packed: torch.Tensor, bits: int, columns: int, table: torch.Tensor) -> QuadPanels:
     """Panels of a checkpoint's rows; codes of 5 and 7 bits are kept in panels of 6 and 8.
 
@@ -119,12 +100,11 @@ def pack_quads(packed: torch.Tensor, bits: int, columns: int, table: torch.Tenso
         raise ValueError(f"{bits} bits: codes have 2 to 8")
     if columns < 1:
         raise ValueError("a weight has one column or more")
-    _check("packed", packed, torch.uint8, (packed.shape[0], packed_columns(columns, bits)))
+    check_tensor("packed", packed, torch.uint8, (packed.shape[0], packed_columns(columns, bits)))
     container, rows = CONTAINERS[bits], packed.shape[0]
     entries = _table(table, bits)
-    panels = -(-rows // PANEL_OUTPUTS)
-    size = panels * (padded_columns(container, columns) // UNIT_COLUMNS[container]) * UNIT_BYTES[container]
-    data, sums = torch.empty(size, dtype=torch.uint8), torch.zeros(panels * PANEL_OUTPUTS, dtype=torch.int32)
+    data = torch.empty(panel_bytes(container, rows, columns), dtype=torch.uint8)
+    sums = torch.zeros(-(-rows // PANEL_OUTPUTS) * PANEL_OUTPUTS, dtype=torch.int32)
     _functions().pack(
         packed.data_ptr(), packed.shape[1], rows, columns, bits, container, entries.data_ptr(), data.data_ptr(),
         sums.data_ptr(), torch.get_num_threads(),
@@ -156,7 +136,7 @@ def integer_product(
     """
     if dtype not in OUTPUT_TYPES:
         raise ValueError(f"products come in float32, bfloat16 or float16, not {dtype}")
-    _check("factor", factor, torch.float32, (weight.rows,))
+    check_tensor("factor", factor, torch.float32, (weight.rows,))
     y = torch.empty(codes.shape[0], weight.rows, dtype=dtype)
     _multiply(codes, weight, zero_point, offset, code_sums, factor, step, bias, y, OUTPUT_TYPES[dtype], level)
     return y
@@ -191,10 +171,10 @@ def _multiply(
     level: str | None,
 ) -> None:
     tokens = codes.shape[0]
-    _check("codes", codes, torch.uint8, (tokens, weight._padded))
+    check_tensor("codes", codes, torch.uint8, (tokens, weight._padded))
     zero_points = 0
     if isinstance(zero_point, torch.Tensor):
-        _check("zero_point", zero_point, torch.int32, (tokens,))
+        check_tensor("zero_point", zero_point, torch.int32, (tokens,))
         zero_points, zero_point = zero_point.data_ptr(), 0
     if offset is not None and code_sums is None:
         raise ValueError("an offset of the weight needs code_sums")
@@ -219,15 +199,8 @@ def _multiply(
 def _pointer(name: str, vector: torch.Tensor | None, dtype: torch.dtype, size: int) -> int:
     if vector is None:
         return 0
-    _check(name, vector, dtype, (size,))
+    check_tensor(name, vector, dtype, (size,))
     return vector.data_ptr()
-
-
-def _check(name: str, tensor: torch.Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
-    if tensor.dtype != dtype or tensor.shape != shape or not tensor.is_contiguous() or not tensor.is_cpu:
-        raise ValueError(
-            f"{name} is {tensor.dtype} {list(tensor.shape)}, needed is contiguous {dtype} {list(shape)} on the CPU"
-        )
 
 
 def _table(table: torch.Tensor, bits: int) -> torch.Tensor:

@@ -16,17 +16,8 @@ import torch
 from channelwise.numerics.granularity import Granularity, parameter_shape
 from channelwise.numerics.grids import FloatGrid, Grid
 from channelwise.runtime.cpu.library import INT32, INT64, POINTER, kernels, level_number
+from channelwise.runtime.cpu.panels import CONTAINERS, PANEL_OUTPUTS, check_tensor, padded_columns, panel_bytes
 from channelwise.runtime.packing import packed_columns
-
-PANEL_OUTPUTS = 16
-
-UNIT_COLUMNS = {8: 4, 6: 16, 4: 8, 3: 32, 2: 16}
-"""Columns that panels of a width hold together."""
-
-UNIT_BYTES = {8: 64, 6: 192, 4: 64, 3: 192, 2: 64}
-
-CONTAINERS = {8: 8, 7: 8, 6: 6, 5: 6, 4: 4, 3: 3, 2: 2}
-"""The width of the panels that codes of a width are kept in."""
 
 ROW_GROUP_UNIT = 32
 """Groups along rows are whole multiples of this, or whole rows."""
@@ -86,7 +77,7 @@ class PairPanels:
             self.table.data_ptr(),
             self.outputs,
             self.columns,
-            _padded_columns(self.bits, self.columns),
+            padded_columns(self.bits, self.columns),
             self.group,
             self.scale.shape[0] if self.down_columns else self.scale.shape[1],
             self.bits,
@@ -143,7 +134,7 @@ def pack_pairs(
     rows, width = packed.shape[0], CONTAINERS[bits]
     if rows == 0 or columns == 0:
         raise ValueError(f"a weight of {rows} × {columns} has no panels")
-    _check("packed", packed, torch.uint8, (rows, packed_columns(columns, bits)))
+    check_tensor("packed", packed, torch.uint8, (rows, packed_columns(columns, bits)))
     shape = parameter_shape((rows, columns), granularity)
     for name, part in (("scale", scale), ("zero_point", zero_point)):
         if part is not None and (part.shape != shape or not part.is_cpu):
@@ -152,13 +143,12 @@ def pack_pairs(
     centre = 0 if zero_point is None else 2 ** (bits - 1)
     entries = _table(table, bits, width, centre)
     panels = -(-rows // PANEL_OUTPUTS)
-    units = _padded_columns(width, columns) // UNIT_COLUMNS[width]
-    data = torch.empty(panels * units * UNIT_BYTES[width], dtype=torch.uint8)
+    data = torch.empty(panel_bytes(width, rows, columns), dtype=torch.uint8)
     _functions().pack(packed.data_ptr(), rows, columns, bits, width, data.data_ptr(), torch.get_num_threads())
 
     def in_order(part: torch.Tensor) -> torch.Tensor:
         if down_columns:
-            missing = _padded_columns(width, columns) - columns
+            missing = padded_columns(width, columns) - columns
             return torch.nn.functional.pad(part, (0, missing)).contiguous()
         part = torch.nn.functional.pad(part.expand(rows, -1), (0, 0, 0, panels * PANEL_OUTPUTS - rows))
         return part.reshape(panels, PANEL_OUTPUTS, -1).transpose(1, 2).contiguous()
@@ -188,7 +178,7 @@ def weight_only_product(
     if x.dim() != 2 or x.shape[1] != panels.columns or not x.is_cpu:
         raise ValueError(f"x is {list(x.shape)} on {x.device}, needed is [rows, {panels.columns}] on the CPU")
     if bias is not None:
-        _check("bias", bias, torch.float32, (panels.outputs,))
+        check_tensor("bias", bias, torch.float32, (panels.outputs,))
     if x.stride(1) != 1:
         x = x.contiguous()
     rows = x.shape[0]
@@ -239,10 +229,6 @@ def _expanded_product(
         y[:, first:end] = torch.nn.functional.linear(values, weight, part)
 
 
-def _padded_columns(width: int, columns: int) -> int:
-    return -(-columns // UNIT_COLUMNS[width]) * UNIT_COLUMNS[width]
-
-
 def _groups(granularity: Granularity, rows: int, columns: int, width: int) -> tuple[int, bool]:
     """How many columns share a scale, or how many outputs and then True."""
     size = granularity.group_size or 0
@@ -253,7 +239,7 @@ def _groups(granularity: Granularity, rows: int, columns: int, width: int) -> tu
             raise ValueError(f"groups of {size} outputs have no panels, multiples of {PANEL_OUTPUTS} do")
         return size, True
     if granularity.kind != "row_group" or size >= columns:
-        return _padded_columns(width, columns), False
+        return padded_columns(width, columns), False
     if size % ROW_GROUP_UNIT:
         raise ValueError(f"groups of {size} columns have no panels, multiples of {ROW_GROUP_UNIT} do")
     return size, False
@@ -290,13 +276,6 @@ def _whole_bytes(zero_point: torch.Tensor, centre: int) -> torch.Tensor:
     if not torch.equal(whole.float(), centred):
         raise ValueError(f"zero points are whole numbers {centre - 128} … {centre + 127}")
     return whole
-
-
-def _check(name: str, tensor: torch.Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
-    if tensor.dtype != dtype or tensor.shape != shape or not tensor.is_contiguous() or not tensor.is_cpu:
-        raise ValueError(
-            f"{name} is {tensor.dtype} {list(tensor.shape)}, needed is contiguous {dtype} {list(shape)} on the CPU"
-        )
 
 
 @dataclass(frozen=True)
