@@ -4,19 +4,25 @@
 
 Forward passes and quantization runs alternate, and the medians of both are compared, as machines are noisy. Peak memory
 is what the process had at most during a quantization run over what it had before (Linux only), the copy of the model
-that is quantized included; the model's own size stands beside it.
+that is quantized included; the model's own size stands beside it. "solving" is GPTQ's part, cubic in the width of
+a layer, and does not grow with the calibration set: the factors of the Hessians and the rounding of the columns.
 """
 
 import argparse
 import copy
 import statistics
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
+from channelwise.engine import rounding
 from channelwise.engine.walk import quantize_model
 from channelwise.evaluation.sizes import model_sizes
 from channelwise.model.batches import accepted, calibration_batches, length_limit, window_length
@@ -56,6 +62,24 @@ class PeakMemory:
         return 1024 * int(line.split()[1])
 
 
+@contextmanager
+def timed_solving() -> Iterator[list[float]]:
+    """Gathers the wall times of GPTQ's factors and roundings."""
+    seconds: list[float] = []
+
+    def timed(function: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*arguments: Any) -> Any:
+            started = time.perf_counter()
+            result = function(*arguments)
+            seconds.append(time.perf_counter() - started)
+            return result
+
+        return run
+
+    with patch.object(rounding, "factor", timed(rounding.factor)), patch.object(rounding, "gptq", timed(rounding.gptq)):
+        yield seconds
+
+
 def main() -> None:
     """Measures every recipe and prints one table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -68,7 +92,17 @@ def main() -> None:
     texts = read_texts(arguments.data)
     table = Table(title=f"{arguments.model}, {torch.get_num_threads()} threads, medians of {arguments.runs} runs")
     size = model_sizes(model).model_bytes
-    for heading in ("recipe", "tokens", "forward s", "quantize s", "× forward", "peak MB", "model MB"):
+    for heading in (
+        "recipe",
+        "tokens",
+        "forward s",
+        "quantize s",
+        "solving s",
+        "× forward",
+        "without solving",
+        "peak MB",
+        "model MB",
+    ):
         table.add_column(heading, justify="left" if heading == "recipe" else "right", no_wrap=True)
     for name in arguments.recipes.split(","):
         recipe = load_recipe(name)
@@ -81,17 +115,20 @@ def main() -> None:
         ]
         tokens = sum(batch["input_ids"].numel() for batch in batches)
         forward_seconds(model, batches[:1])
-        forwards, walks, peaks = [], [], []
+        forwards, walks, solving, peaks = [], [], [], []
         memory = PeakMemory()
         for _ in range(arguments.runs):
             forwards.append(forward_seconds(model, batches))
             before = memory.reset()
-            walks.append(quantize_model(copy.deepcopy(model), batches, recipe.to_plan()).seconds)
+            with timed_solving() as solved:
+                walks.append(quantize_model(copy.deepcopy(model), batches, recipe.to_plan()).seconds)
+            solving.append(sum(solved))
             peaks.append(memory.bytes() - before)
-        forward, walk = statistics.median(forwards), statistics.median(walks)
+        forward, walk, solve = (statistics.median(times) for times in (forwards, walks, solving))
         peak = f"{statistics.median(peaks) / 1e6:.0f}"
-        row = (name, f"{tokens:,}", f"{forward:.2f}", f"{walk:.2f}", f"{walk / forward:.1f}", peak, f"{size / 1e6:.0f}")
-        table.add_row(*row)
+        ratios = f"{walk / forward:.1f}", f"{(walk - solve) / forward:.1f}"
+        seconds = f"{forward:.2f}", f"{walk:.2f}", f"{solve:.2f}"
+        table.add_row(name, f"{tokens:,}", *seconds, *ratios, peak, f"{size / 1e6:.0f}")
     Console().print(table)
 
 
