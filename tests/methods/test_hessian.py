@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from channelwise.methods.hessian import Hessian, HessianBuilder, output_error
+from channelwise.methods.hessian import BLOCK, Hessian, HessianBuilder, output_error
 from channelwise.numerics.transform import ChannelTransform
 
 ROUNDING = 2.0**-24
@@ -135,3 +135,13 @@ def test_output_error_is_never_negative() -> None:
     # Rounded, this matrix has an eigenvalue below 0 along (1, −1).
     hessian = Hessian(torch.tensor([[1.0, 1.0 + 2.0**-23], [1.0 + 2.0**-23, 1.0]]), torch.zeros(2).double(), 1)
     assert output_error(hessian, torch.tensor([[1.0, -1.0]])) == 0.0
+
+
+def test_the_matrix_of_many_channels_is_whole_and_symmetric() -> None:
+    x = torch.randn(40, BLOCK + 90, generator=torch.Generator().manual_seed(0))
+    builder = HessianBuilder(BLOCK + 90)
+    for part in x.split(15):
+        builder.update(part)
+    matrix = builder.finish().matrix
+    torch.testing.assert_close(matrix, x.t() @ x, rtol=1e-4, atol=1e-4)
+    assert torch.equal(matrix, matrix.t())

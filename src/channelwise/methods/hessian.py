@@ -11,6 +11,10 @@ import torch
 from channelwise.numerics.transform import ChannelTransform
 
 
+BLOCK = 512
+"""Channels whose products with all later ones are one matrix product."""
+
+
 @dataclass(frozen=True)
 class Hessian:
     """Sums over tokens: of x xᵀ, float32 [channels, channels], of x, float64 [channels], and of 1.
@@ -63,7 +67,9 @@ class HessianBuilder:
     def update(self, x: torch.Tensor) -> None:
         """Add one batch [..., tokens, channels] of any float dtype."""
         x = x.detach().reshape(-1, self.channels).to(self.device, torch.float32)
-        self.matrix.addmm_(x.t(), x)
+        for start, end in self._blocks():
+            # What lies below the diagonal blocks is the mirror image of what lies above.
+            self.matrix[start:end, start:].addmm_(x[:, start:end].t(), x[:, start:])
         self.total += x.sum(dim=0).double()
         self.tokens += len(x)
 
@@ -71,7 +77,12 @@ class HessianBuilder:
         """The Hessian so far; it shares the builder's memory. Raises ValueError if no token was seen."""
         if self.tokens == 0:
             raise ValueError("no tokens were seen")
+        for start, end in self._blocks():
+            self.matrix[end:, start:end] = self.matrix[start:end, end:].t()
         return Hessian(self.matrix, self.total, self.tokens)
+
+    def _blocks(self) -> list[tuple[int, int]]:
+        return [(at, min(at + BLOCK, self.channels)) for at in range(0, self.channels, BLOCK)]
 
 
 def output_error(hessian: Hessian, change: torch.Tensor) -> float:
