@@ -10,7 +10,6 @@ import torch
 
 from channelwise.numerics.transform import ChannelTransform
 
-
 BLOCK = 512
 """Channels whose products with all later ones are one matrix product."""
 
