@@ -7,6 +7,7 @@ import torch
 
 from channelwise.numerics.granularity import ROW, Granularity
 from channelwise.numerics.grids import FloatGrid, Grid, IntegerGrid
+from channelwise.runtime.cpu.panels import empty_panels
 from channelwise.runtime.linear import QuantizedLinear
 from channelwise.runtime.packed import PackedStatic, PackedToken, WeightOnly
 from channelwise.runtime.packing import pack
@@ -114,6 +115,7 @@ def twin(layer: QuantizedLinear) -> QuantizedLinear:
         raise NotImplementedError("the layer has no panels: are the kernels built?")
     parts = {each.name: getattr(execution.panels, each.name) for each in fields(execution.panels) if each.init}
     copies = {name: part.clone() for name, part in parts.items() if isinstance(part, torch.Tensor)}
+    copies["data"] = empty_panels(len(parts["data"])).copy_(parts["data"])
     other = QuantizedLinear(layer.scheme, device="meta")
     other._buffers.update(layer._buffers)
     panels = replace(execution.panels, **copies)

@@ -9,7 +9,8 @@ wXaY with quantized inputs, wX-oc and wX-ic weights only, in groups of 128 per o
 operators (`operators.py`): bf16 and fp32 are F.linear, qlinear and int_mm have their codes given, qlinear-eager
 quantizes in eager torch. bf16 F.linear and prepacked bf16 always run. A shape is out_features x in_features.
 
-In every round each candidate is called once, in an order drawn anew; figures are medians over the rounds, with
+In every round each candidate has its turn, in an order drawn anew: --burst calls, one after another as in a model, each
+on another copy of its layer. A turn's time is that of one of its calls; figures are medians over the rounds, with
 quartiles. × bf16 and × packed are speed over bf16 F.linear and over oneDNN's product with a prepacked bf16 weight.
 
 Weights come from memory, not from a cache: every candidate has so many copies of its layer, used in turn, that between
@@ -75,8 +76,14 @@ class Candidates:
         return Layer(lambda x: layer(x.bf16), held_bytes(layer))
 
 
-def _call(layers: list[Layer], x: Inputs) -> Callable[[int], object]:
-    return lambda number: layers[number % len(layers)].call(x)
+def _turn(layers: list[Layer], x: Inputs, burst: int) -> Callable[[int], object]:
+    """The calls of one round: each on the copy after the last one."""
+
+    def turn(number: int) -> None:
+        for each in range(number * burst, (number + 1) * burst):
+            layers[each % len(layers)].call(x)
+
+    return turn
 
 
 @torch.no_grad()
@@ -85,13 +92,14 @@ def measured(candidates: Candidates, shape: Shape, rows: int, asked: argparse.Na
     layers, x = candidates.layers(rows), Inputs.random(rows, shape[1])
     bandwidth = asked.bandwidth
     bandwidth.clear()
-    calls = {name: _call(each, x) for name, each in layers.items()}
-    copies = len(next(iter(layers.values())))
     # A first call prepares the layer: every copy has one.
-    for call in calls.values():
-        for number in range(copies):
-            call(number)
-    times = interleaved(calls, asked.rounds, asked.seconds, beside=bandwidth.round)
+    for each in layers.values():
+        for layer in each:
+            layer.call(x)
+    turns = {name: _turn(each, x, asked.burst) for name, each in layers.items()}
+    copies = len(next(iter(layers.values())))
+    found = interleaved(turns, asked.rounds, asked.seconds, beside=bandwidth.round)
+    times = {name: Timing(tuple(seconds / asked.burst for seconds in time.seconds)) for name, time in found.items()}
     reader, readings = bandwidth.best()
     return {
         "shape": list(shape),
@@ -156,6 +164,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--only", help=f"of {', '.join([*MAKERS, *SCHEMES])}")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--burst", type=int, default=4, help="calls of a candidate, one after another, that are timed")
     parser.add_argument("--seconds", type=float, default=120.0, help="of one case, after which no round begins")
     parser.add_argument("--rotate", type=int, default=2000, help="MB of weights between two uses of one")
     parser.add_argument("--quick", action="store_true", help="a small shape and five rounds: does it run?")

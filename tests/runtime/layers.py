@@ -2,6 +2,7 @@
 
 import torch
 
+from channelwise.numerics.granularity import expand
 from channelwise.numerics.grids import FloatGrid
 from channelwise.numerics.quantizer import encode, parameters_from_range, parameters_of
 from channelwise.numerics.transform import ChannelTransform
@@ -51,14 +52,18 @@ def largest_exponent(inputs: InputScheme | None) -> int:
 
 
 def assert_equals_definition(layer: QuantizedLinear, x: torch.Tensor) -> None:
-    """Up to float32 rounding of the sum of magnitudes, and that of the output's dtype.
+    """Up to float32 rounding of the sum of magnitudes, that of the output's dtype, and that of inputs as whole numbers.
 
-    Inputs of 16 bits times the scales of columns are two bfloat16 numbers in the kernels: 16 bits of each product.
+    The last is the kernels' with weights only and few rows: half of a unit, which is at most 1.0041 · 2^-15 (of float32
+    2^-23) of the largest input, times its column's scale where those differ.
     """
     found, expected = layer(x), layer.fake_forward(x)
     assert found.dtype == x.dtype
     assert found.shape == expected.shape
-    size = layer._decoded_input(x).abs() @ layer.dequantized_weight().double().abs().t() + 1.0
-    relative = 3e-6 if x.dtype == torch.float32 else 3e-6 + 2.0**-16
-    tolerance = relative * size + torch.finfo(x.dtype).eps * expected.abs()
+    inputs, weight = layer._decoded_input(x).abs(), layer.dequantized_weight().double().abs()
+    tolerance = 3e-6 * (inputs @ weight.t() + 1.0) + torch.finfo(x.dtype).eps * expected.abs()
+    if layer.scheme.inputs is None:
+        unit = 1.0041 * (2.0**-23 if x.dtype == torch.float32 else 2.0**-15)
+        scale = expand(layer.weight_parameters.scale, weight.shape, layer.scheme.weights.granularity).double()
+        tolerance += unit * (inputs[..., None, :] * scale).amax(-1) * (weight / scale).sum(-1)
     assert bool(((found.double() - expected).abs() <= tolerance).all())

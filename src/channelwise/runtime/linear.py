@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from operator import is_
 from typing import Any
 
 import torch
@@ -123,9 +124,14 @@ class QuantizedLinear(nn.Module):
         """What turns the weight's codes into values."""
         return weight_parameters(self.weight_scale, self.weight_zero_point, self.scheme.weights)
 
-    @torch.no_grad()
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x: [..., in_features], any float dtype. Returns [..., out_features] in the dtype of x; without gradients."""
+        if not torch.is_grad_enabled():
+            return self._forward(x)
+        with torch.no_grad():
+            return self._forward(x)
+
+    def _forward(self, x: torch.Tensor) -> torch.Tensor:
         flat = x.reshape(-1, self.in_features)
         if torch.compiler.is_compiling() and self._prepared is not None:
             # Compiled code takes what is prepared as it finds it.
@@ -137,7 +143,9 @@ class QuantizedLinear(nn.Module):
                 result = execution.product(codes, x.dtype)
             else:
                 result = execution(flat)
-        return result.to(x.dtype).reshape(*x.shape[:-1], self.out_features)
+        if result.dtype != x.dtype:
+            result = result.to(x.dtype)
+        return result if x.dim() == 2 else result.view(*x.shape[:-1], self.out_features)
 
     @torch.no_grad()
     def fake_forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -205,12 +213,12 @@ class QuantizedLinear(nn.Module):
         return encoder(x).values(torch.float64)
 
     def _execution(self) -> Execution:
-        buffers = tuple(self._buffers.values())
-        if self._prepared is None or any(now is not then for now, then in zip(buffers, self._prepared[0], strict=True)):
-            if self._prepared is not None:
+        prepared = self._prepared
+        if prepared is None or not all(map(is_, self._buffers.values(), prepared[0])):
+            if prepared is not None:
                 self.shared_input = None
-            self._prepared = (buffers, prepare(self._parts()))
-        return self._prepared[1]
+            self._prepared = prepared = (tuple(self._buffers.values()), prepare(self._parts()))
+        return prepared[1]
 
     def _parts(self) -> LinearParts:
         return LinearParts(

@@ -11,7 +11,14 @@ from functools import cache
 import torch
 
 from channelwise.runtime.cpu.library import INT32, INT64, POINTER, kernels, level_number
-from channelwise.runtime.cpu.panels import CONTAINERS, PANEL_OUTPUTS, check_tensor, padded_columns, panel_bytes
+from channelwise.runtime.cpu.panels import (
+    CONTAINERS,
+    PANEL_OUTPUTS,
+    check_tensor,
+    empty_panels,
+    padded_columns,
+    panel_bytes,
+)
 from channelwise.runtime.packing import packed_columns
 
 OUTPUT_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
@@ -103,7 +110,7 @@ def pack_quads(packed: torch.Tensor, bits: int, columns: int, table: torch.Tenso
     check_tensor("packed", packed, torch.uint8, (packed.shape[0], packed_columns(columns, bits)))
     container, rows = CONTAINERS[bits], packed.shape[0]
     entries = _table(table, bits)
-    data = torch.empty(panel_bytes(container, rows, columns), dtype=torch.uint8)
+    data = empty_panels(panel_bytes(container, rows, columns))
     sums = torch.zeros(-(-rows // PANEL_OUTPUTS) * PANEL_OUTPUTS, dtype=torch.int32)
     _functions().pack(
         packed.data_ptr(), packed.shape[1], rows, columns, bits, container, entries.data_ptr(), data.data_ptr(),

@@ -2,6 +2,8 @@
 
 import torch
 
+from channelwise.runtime.cpu.library import INT64, POINTER, kernels
+
 PANEL_OUTPUTS = 16
 
 UNIT_COLUMNS = {8: 4, 6: 16, 4: 8, 3: 32, 2: 16}
@@ -27,6 +29,15 @@ def panel_bytes(bits: int, rows: int, columns: int) -> int:
     """How much memory the panels of a weight [rows, columns] take."""
     panels = -(-rows // PANEL_OUTPUTS)
     return panels * (padded_columns(bits, columns) // UNIT_COLUMNS[bits]) * UNIT_BYTES[bits]
+
+
+def empty_panels(size: int) -> torch.Tensor:
+    """Memory for `size` bytes of panels, uint8 [size], in large pages where the system has them."""
+    data = torch.empty(size, dtype=torch.uint8)
+    prefer = kernels().channelwise_prefer_large_pages
+    prefer.argtypes, prefer.restype = [POINTER, INT64], None
+    prefer(data.data_ptr(), size)
+    return data
 
 
 def check_tensor(name: str, tensor: torch.Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> None:

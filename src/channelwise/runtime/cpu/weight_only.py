@@ -16,7 +16,14 @@ import torch
 from channelwise.numerics.granularity import Granularity, parameter_shape
 from channelwise.numerics.grids import FloatGrid, Grid
 from channelwise.runtime.cpu.library import INT32, INT64, POINTER, kernels, level_number
-from channelwise.runtime.cpu.panels import CONTAINERS, PANEL_OUTPUTS, check_tensor, padded_columns, panel_bytes
+from channelwise.runtime.cpu.panels import (
+    CONTAINERS,
+    PANEL_OUTPUTS,
+    check_tensor,
+    empty_panels,
+    padded_columns,
+    panel_bytes,
+)
 from channelwise.runtime.packing import packed_columns
 
 ROW_GROUP_UNIT = 32
@@ -143,7 +150,7 @@ def pack_pairs(
     centre = 0 if zero_point is None else 2 ** (bits - 1)
     entries = _table(table, bits, width, centre)
     panels = -(-rows // PANEL_OUTPUTS)
-    data = torch.empty(panel_bytes(width, rows, columns), dtype=torch.uint8)
+    data = empty_panels(panel_bytes(width, rows, columns))
     _functions().pack(packed.data_ptr(), rows, columns, bits, width, data.data_ptr(), torch.get_num_threads())
 
     def in_order(part: torch.Tensor) -> torch.Tensor:

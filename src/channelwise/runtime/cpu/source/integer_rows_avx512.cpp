@@ -11,7 +11,7 @@
 namespace channelwise {
 namespace {
 
-constexpr int64_t prefetch_bytes = 1024;
+constexpr int64_t prefetch_bytes = 2048;
 
 constexpr int registers_for_inputs = 24;
 
@@ -25,7 +25,10 @@ void multiply_panels(const IntegerProduct& p, int64_t row, int64_t panel) {
     for (auto& sums : total) {
         for (__m512i& sum : sums) sum = _mm512_setzero_si512();
     }
+    const uint8_t* last = from + bytes - prefetch_bytes;
     for (int64_t column = 0; column < p.columns; column += unit_columns(bits), from += unit_bytes(bits)) {
+        // Behind the end of these panels lie those that come next.
+        const int64_t ahead = prefetch_bytes + (from < last ? 0 : (panels - 1) * bytes);
 #pragma GCC unroll 4
         for (int i = 0; i < panels; ++i) {
             // Many inputs kept for the next panel would not fit into registers: they are read again.
@@ -35,7 +38,7 @@ void multiply_panels(const IntegerProduct& p, int64_t row, int64_t panel) {
             decode_unit<bits>(table, from + i * bytes, values);
 #pragma GCC unroll 3
             for (int line = 0; line < unit_bytes(bits); line += chunk_bytes) {
-                _mm_prefetch(from + i * bytes + line + prefetch_bytes, _MM_HINT_T0);
+                _mm_prefetch(from + i * bytes + line + ahead, _MM_HINT_T0);
             }
 #pragma GCC unroll 8
             for (int chunk = 0; chunk < unit_chunks(bits); ++chunk) {

@@ -6,9 +6,14 @@ namespace {
 
 constexpr std::int64_t few_rows = 16;
 
+// With tiles, more rows are faster as bfloat16 numbers.
+constexpr std::int64_t digit_rows_beside_tiles = 4;
+
 bool product_at(Level level, const PairProduct& call) {
 #if CHANNELWISE_X86
     const bool few = call.rows <= few_rows;
+    const std::int64_t most = level == Level::amx ? digit_rows_beside_tiles : few_rows;
+    if (level >= Level::avx512 && call.rows <= most && digit_rows_avx512(call)) return true;
     if (level == Level::amx && (few ? few_rows_amx(call) : many_rows_amx(call))) return true;
     if (level >= Level::avx512) return few ? few_rows_avx512(call) : many_rows_avx512(call);
     if (level == Level::avx2) return few && pair_product_avx2(call);

@@ -90,6 +90,7 @@ private:
 // Each computes the whole product; false: it has no kernel for these inputs and has done nothing.
 bool pair_product_portable(const PairProduct& call);
 bool pair_product_avx2(const PairProduct& call);
+bool digit_rows_avx512(const PairProduct& call);
 bool few_rows_avx512(const PairProduct& call);
 bool many_rows_avx512(const PairProduct& call);
 bool few_rows_amx(const PairProduct& call);

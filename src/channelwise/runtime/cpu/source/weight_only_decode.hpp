@@ -68,22 +68,23 @@ struct Words {
     template <int chunk, int part>
     __m512i codes() const {
         using U = Unit<bits>;
+        constexpr int byte = byte_of<bits>(chunk), bit = bit_of<bits>(chunk);
         if constexpr (chunk < U::registers * U::whole) {
-            constexpr int shift = bits * (chunk % U::whole) + 4 * part;
-            const __m512i source = word[chunk / U::whole];
-            if constexpr (shift == 0) return source;
-            return _mm512_srli_epi16(source, shift);
-        } else if constexpr (bits == 3) {
-            const __m512i low = _mm512_srli_epi16(word[0], 15), middle = _mm512_srli_epi16(word[1], 14);
-            return select<3>(select<1>(low, middle), _mm512_srli_epi16(word[2], 13));
-        } else if constexpr (chunk == U::chunks - 2) {
-            return select<15>(_mm512_srli_epi16(word[0], 12), _mm512_srli_epi16(word[1], 8));
+            return shifted<byte + bit + 4 * part>(word[chunk / U::whole]);
         } else {
-            return select<3>(_mm512_srli_epi16(word[1], 14), _mm512_srli_epi16(word[2], 10));
+            constexpr int top = byte + 8 - U::left;
+            const __m512i low = select<3>(shifted<top>(word[0]), shifted<top - 2>(word[1]));
+            return shifted<bit>(select<15>(low, shifted<top - 4>(word[2])));
         }
     }
 
 private:
+    template <int shift>
+    static __m512i shifted(__m512i words) {
+        if constexpr (shift == 0) return words;
+        return _mm512_srli_epi16(words, shift);
+    }
+
     // The bits of `mask` from a, the others from b.
     template <int mask>
     static __m512i select(__m512i a, __m512i b) {
