@@ -82,7 +82,7 @@ class Weight:
     def _rounding(self, x: torch.Tensor) -> torch.Tensor:
         """What few rows lose as whole numbers: half of a unit, at most 1.0041 · 2^-15 of the largest input of a block.
 
-        Of float32 inputs it is 2^-23. A block is 128 columns, or fewer; down columns, its inputs are times their scales.
+        Of float32 inputs it is 2^-23. A block is 128 columns or fewer; down columns, its inputs count their scales.
         """
         if x.shape[0] > max(FEW_ROWS):
             return torch.zeros(())
