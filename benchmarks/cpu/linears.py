@@ -51,8 +51,8 @@ def copies_needed(layers: list[Layer], rotate: int) -> int:
 class Candidates:
     """The layers of all candidates for one shape; ours are made once, torch's for every number of rows."""
 
-    def __init__(self, names: list[str], shape: Shape, rotate: int) -> None:
-        self._names, self._shape, self._rotate = names, shape, rotate
+    def __init__(self, names: list[str], shape: Shape, rotate: int, burst: int) -> None:
+        self._names, self._shape, self._rotate, self._burst = names, shape, rotate, burst
         self._ours: dict[str, list[Layer]] = {name: [] for name in names if name in SCHEMES}
         self._first = {name: random_layer(SCHEMES[name], *shape) for name in self._ours}
 
@@ -62,7 +62,8 @@ class Candidates:
         for name in self._names:
             found[name] = self._ours[name] if name in SCHEMES else []
             self._fill(found[name], name, 1, rows)
-        copies = copies_needed([each[0] for each in found.values()], self._rotate)
+        # No copy twice in a turn.
+        copies = max(self._burst, copies_needed([each[0] for each in found.values()], self._rotate))
         for name, each in found.items():
             self._fill(each, name, copies, rows)
         return found
@@ -187,7 +188,7 @@ def main() -> None:
     names = chosen([*MAKERS, *SCHEMES], wanted, "candidate")
     asked.bandwidth, cases = Bandwidth(), []
     for shape in (tuple(int(side) for side in text.split("x")) for text in asked.shapes.split(",")):
-        candidates = Candidates(names, shape, asked.rotate * 10**6)
+        candidates = Candidates(names, shape, asked.rotate * 10**6, asked.burst)
         for rows in (int(number) for number in asked.rows.split(",")):
             cases.append(measured(candidates, shape, rows, asked))
             console.print(table_of(cases[-1]))

@@ -35,6 +35,8 @@ DOWN_COLUMNS = [COLUMN, *(Granularity("column_group", size) for size in (16, 32,
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 FEW_ROWS = (1, 2, 3, 5, 16)
 MANY_ROWS = (17, 40)
+ROWS_FOR_ROUNDED_WEIGHTS = 256
+"""From so many bfloat16 rows on, weights of up to 4 bits are rounded to bfloat16."""
 
 BLOCK = 128
 """Columns whose inputs share a power of two, at most."""
@@ -77,6 +79,8 @@ class Weight:
         if self.granularity in DOWN_COLUMNS and x.dtype != torch.float32:
             many = x.shape[0] > max(FEW_ROWS) and x.dtype == torch.bfloat16
             relative += 2.0**-8 if many else 2.0**-15
+        elif x.dtype == torch.bfloat16 and x.shape[0] >= ROWS_FOR_ROUNDED_WEIGHTS and self.panels.bits <= 4:
+            relative += 2.0**-8
         return relative
 
     def _rounding(self, x: torch.Tensor) -> torch.Tensor:

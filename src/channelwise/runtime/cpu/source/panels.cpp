@@ -12,20 +12,34 @@ namespace {
 constexpr int codes_per_step = 8;
 
 // A row's codes as bytes: eight at a time, which are `bits` whole bytes of the stream.
-void spread_row(const uint8_t* row, int64_t row_bytes, int64_t columns, int bits, uint8_t* codes) {
-    const uint64_t mask = (1u << bits) - 1;
-    for (int64_t column = 0, byte = 0; column < columns; column += codes_per_step, byte += bits) {
+template <int bits>
+void spread_row(const uint8_t* row, int64_t row_bytes, int64_t columns, uint8_t* codes) {
+    constexpr uint64_t mask = (1u << bits) - 1;
+    const int64_t whole = std::min(columns / codes_per_step, row_bytes / bits) * codes_per_step;
+    for (int64_t column = 0; column < whole; column += codes_per_step, row += bits, row_bytes -= bits) {
         uint64_t word = 0;
-        std::memcpy(&word, row + byte, static_cast<size_t>(std::min<int64_t>(bits, row_bytes - byte)));
-        const int64_t count = std::min<int64_t>(codes_per_step, columns - column);
-        for (int64_t i = 0; i < count; ++i) codes[column + i] = static_cast<uint8_t>(word >> (bits * i) & mask);
+        std::memcpy(&word, row, bits);
+        for (int i = 0; i < codes_per_step; ++i) codes[column + i] = static_cast<uint8_t>(word >> (bits * i) & mask);
     }
+    uint64_t word = 0;
+    if (row_bytes > 0) std::memcpy(&word, row, static_cast<size_t>(std::min<int64_t>(8, row_bytes)));
+    for (int64_t i = 0; whole + i < columns; ++i) codes[whole + i] = static_cast<uint8_t>(word >> (bits * i) & mask);
 }
+
+template <>
+void spread_row<8>(const uint8_t* row, int64_t, int64_t columns, uint8_t* codes) {
+    std::copy(row, row + columns, codes);
+}
+
+using SpreadRow = void (*)(const uint8_t*, int64_t, int64_t, uint8_t*);
+
+constexpr SpreadRow spread_rows[] = {nullptr,       nullptr,       spread_row<2>, spread_row<3>, spread_row<4>,
+                                     spread_row<5>, spread_row<6>, spread_row<7>, spread_row<8>};
 
 constexpr uint32_t low_pairs = 0x03030303u;
 
 // One unit's words of one output: chunks in, registers out.
-void join(int bits, const uint32_t* chunk, uint32_t* word) {
+inline void join(int bits, const uint32_t* chunk, uint32_t* word) {
     switch (bits) {
         case 8:
             word[0] = chunk[0];
@@ -75,29 +89,65 @@ void split(int bits, const uint32_t* word, uint32_t* chunk) {
     }
 }
 
-int32_t values_of(uint8_t* codes, int64_t columns, const int8_t* table, bool replace) {
-    int32_t sum = 0;
-    for (int64_t column = 0; column < columns; ++column) {
-        const int8_t value = table[codes[column]];
-        sum += value;
-        if (replace) codes[column] = static_cast<uint8_t>(value);
+// What codes stand for: all but the last a straight line, as whole numbers are, or anything.
+class Values {
+public:
+    Values(const int8_t* table, int bits) : table_(table), last_((1 << bits) - 1) {
+        for (int i = 0; i < last_; ++i) straight_ = straight_ && table[i] == table[0] + i;
     }
-    return sum;
-}
+
+    // Σ of a row's values, which with `replace` take the place of the codes.
+    int32_t sum(uint8_t* codes, int64_t columns, bool replace) const {
+        return straight_ ? sum_of(codes, columns, replace, [this](int code) {
+            return code == last_ ? table_[last_] : static_cast<int8_t>(table_[0] + code);
+        }) : sum_of(codes, columns, replace, [this](int code) { return table_[code]; });
+    }
+
+private:
+    template <class F>
+    static int32_t sum_of(uint8_t* codes, int64_t columns, bool replace, const F& value_of) {
+        int32_t sum = 0;
+        for (int64_t column = 0; column < columns; ++column) sum += value_of(codes[column]);
+        if (!replace) return sum;
+        for (int64_t column = 0; column < columns; ++column) {
+            codes[column] = static_cast<uint8_t>(value_of(codes[column]));
+        }
+        return sum;
+    }
+
+    const int8_t* table_;
+    int last_;
+    bool straight_ = true;
+};
 
 // 16 rows of codes, [16][columns], as one panel.
-void join_panel(const uint8_t* codes, int64_t columns, int bits, uint8_t* panel) {
-    const int chunks = unit_chunks(bits), registers = unit_registers(bits);
+template <int bits>
+void join_panel(const uint8_t* codes, int64_t columns, uint8_t* panel) {
+    constexpr int chunks = unit_chunks(bits), registers = unit_registers(bits);
     for (int64_t unit = 0; unit < columns / unit_columns(bits); ++unit, panel += unit_bytes(bits)) {
         for (int output = 0; output < panel_outputs; ++output) {
             uint32_t chunk[8], word[3];
-            std::memcpy(chunk, codes + output * columns + unit * unit_columns(bits),
-                        static_cast<size_t>(chunks) * chunk_columns);
+            std::memcpy(chunk, codes + output * columns + unit * unit_columns(bits), chunks * chunk_columns);
             join(bits, chunk, word);
             for (int i = 0; i < registers; ++i) {
                 std::memcpy(panel + i * chunk_bytes + output * chunk_columns, word + i, sizeof(word[i]));
             }
         }
+    }
+}
+
+void join_panel(const uint8_t* codes, int64_t columns, int bits, uint8_t* panel) {
+    switch (bits) {
+        case 8:
+            return join_panel<8>(codes, columns, panel);
+        case 6:
+            return join_panel<6>(codes, columns, panel);
+        case 4:
+            return join_panel<4>(codes, columns, panel);
+        case 3:
+            return join_panel<3>(codes, columns, panel);
+        default:
+            return join_panel<2>(codes, columns, panel);
     }
 }
 
@@ -109,6 +159,7 @@ using namespace channelwise;
 void channelwise_pack_quads(const uint8_t* packed, int64_t row_bytes, int64_t outputs, int64_t columns, int code_bits,
                             int bits, const int8_t* table, uint8_t* panels, int32_t* sums, int threads) {
     const int64_t padded = round_up(columns, unit_columns(bits));
+    const Values values(table, code_bits);
 #pragma omp parallel num_threads(threads)
     {
         std::vector<uint8_t> codes(static_cast<size_t>(panel_outputs * padded));
@@ -120,8 +171,8 @@ void channelwise_pack_quads(const uint8_t* packed, int64_t row_bytes, int64_t ou
                 sums[output] = 0;
                 if (output >= outputs) continue;
                 uint8_t* row = codes.data() + lane * padded;
-                spread_row(packed + output * row_bytes, row_bytes, columns, code_bits, row);
-                sums[output] = values_of(row, columns, table, bits == 8);
+                spread_rows[code_bits](packed + output * row_bytes, row_bytes, columns, row);
+                sums[output] = values.sum(row, columns, bits == 8);
             }
             join_panel(codes.data(), padded, bits, panels + panel * panel_bytes(bits, padded));
         }

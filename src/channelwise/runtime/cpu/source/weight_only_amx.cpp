@@ -39,18 +39,22 @@ bool few_rows_amx(const PairProduct& call) {
     const int own = pieces_of(call.x_type), pieces = call.weight.down_columns && own == 1 ? 2 : own;
     // One row is as fast without tiles, which would be mostly empty.
     if (call.rows * pieces == 1) return few_rows_avx512(call);
-    multiply_rows<TileEngine<2>, false>(call, pieces);
+    multiply_rows<TileEngine<2>, NoScaling>(call, pieces);
     return true;
 }
 
 bool many_rows_amx(const PairProduct& call) {
     const int pieces = pieces_of(call.x_type);
     if (!call.weight.down_columns) {
-        multiply_rows<TileEngine<4>, false>(call, pieces);
+        if (weights_are_rounded(call)) {
+            multiply_rows<TileEngine<4>, RowScaling>(call, pieces);
+        } else {
+            multiply_rows<TileEngine<4>, NoScaling>(call, pieces);
+        }
         return true;
     }
     if (pieces > 1) return false;
-    multiply_rows<TileEngine<4>, true>(call, pieces);
+    multiply_rows<TileEngine<4>, ColumnScaling>(call, pieces);
     return true;
 }
 

@@ -13,14 +13,26 @@
 namespace channelwise {
 namespace {
 
+// Whether what is multiplied are weights, with their scales.
+template <class Scaling>
+constexpr bool is_scaled = !std::is_same_v<Scaling, NoScaling>;
+
 // Columns of a block: two stay in the first cache. Of scaled weights one is enough, for fewer additions to the totals.
-template <bool scaled>
-constexpr std::int64_t longest_span = scaled ? 256 : 128;
+template <class Scaling>
+constexpr std::int64_t longest_span = is_scaled<Scaling> ? 256 : 128;
 
 constexpr std::int64_t panels_with_rows_cached = 12;  // whose totals stay in the second cache, with the inputs
 constexpr std::int64_t most_row_tiles = 32;           // of one pass
 constexpr std::int64_t prefetch_distance = 4096;
 constexpr std::int64_t sums_size = tile_rows * 16;
+
+// With so many bfloat16 rows, scaling a narrow weight once takes less time than scaling each row's sums; as where groups
+// run down columns, weights are rounded to bfloat16 then. That is far below their own step, up to 4 bits.
+constexpr std::int64_t rows_for_rounded_weights = 256;
+
+inline bool weights_are_rounded(const PairProduct& call) {
+    return call.x_type == Number::bfloat16 && call.weight.bits <= 4 && call.rows >= rows_for_rounded_weights;
+}
 
 // Panels and columns that are multiplied at a time.
 struct Block {
@@ -31,10 +43,8 @@ struct Block {
 };
 
 // A block's lattice values, or weights where they are scaled, [step][panel][16 chunks], expanded tile by tile.
-template <int bits, bool scaled>
+template <int bits, class Scaling>
 class ExpandedBlock {
-    using Scaling = std::conditional_t<scaled, ColumnScaling, NoScaling>;
-
 public:
     void start(const PairPanels& weight, const Block& block, std::uint16_t* memory) {
         using U = Unit<bits>;
@@ -42,11 +52,7 @@ public:
         panels_ = block.panels;
         columns_ = block.columns.end - block.columns.begin;
         weight_ = &weight;
-        if constexpr (scaled) {
-            for (std::int64_t p = 0; p < block.panels; ++p) {
-                first_scale_[p] = 16 * (block.panel + p) / weight.group * weight.padded + block.columns.begin;
-            }
-        }
+        block_ = block;
         panel_ = column_ = 0;
         panel_bytes_ = weight.padded / U::columns * U::bytes;
         data_ = weight.data + block.panel * panel_bytes_ + block.columns.begin / U::columns * U::bytes;
@@ -58,7 +64,7 @@ public:
         for (; count > 0 && column_ < columns_; --count, values_ += tile_words) {
             const std::uint8_t* data = data_ + panel_ * panel_bytes_ + column_ / U::columns * U::bytes;
             const std::int64_t columns = smaller(tile_columns, columns_ - column_);
-            const Scaling scaling(*weight_, first_scale_[panel_] + column_, columns);
+            const Scaling scaling(*weight_, block_.panel + panel_, block_.columns.begin + column_, columns);
             expand_tile<bits>(lattice, data, columns, prefetch_distance, scaling, values_);
             if (++panel_ == panels_) {
                 panel_ = 0;
@@ -72,12 +78,14 @@ private:
     std::uint16_t* values_ = nullptr;
     const std::uint8_t* data_ = nullptr;
     std::int64_t panels_ = 0, columns_ = 0, panel_ = 0, column_ = 0, panel_bytes_ = 0;
-    std::int64_t first_scale_[4] = {};
+    Block block_ = {};
 };
 
 // One thread's panels for all rows.
-template <int bits, class Engine, bool scaled>
+template <int bits, class Engine, class Scaling>
 class Worker {
+    static constexpr bool scaled = is_scaled<Scaling>;
+
 public:
     Worker(const PairProduct& call, const TiledInputs& inputs)
         : call_(call), weight_(call.weight), inputs_(inputs), lattice_(weight_.table),
@@ -91,14 +99,14 @@ public:
         Block block{panels.begin, smaller(Engine::panels_at_once, group_.end - group_.begin), {0, span_end(0)}};
         int current = 0;
         expanded_[current].start(weight_, block, values_memory(current));
-        expanded_[current].expand(lattice_, Engine::panels_at_once * longest_span<scaled> / tile_columns);
+        expanded_[current].expand(lattice_, Engine::panels_at_once * longest_span<Scaling> / tile_columns);
         for (bool more = true; more; current = 1 - current) {
             Block next = block;
             more = advance(next);
-            ExpandedBlock<bits, scaled>* following = more ? &expanded_[1 - current] : nullptr;
+            ExpandedBlock<bits, Scaling>* following = more ? &expanded_[1 - current] : nullptr;
             if (following) following->start(weight_, next, values_memory(1 - current));
             multiply(block, values_memory(current), following);
-            if (following) following->expand(lattice_, Engine::panels_at_once * longest_span<scaled> / tile_columns);
+            if (following) following->expand(lattice_, Engine::panels_at_once * longest_span<Scaling> / tile_columns);
             const bool last_of_group = !more || next.panel >= group_.end;
             if (last_of_group) finish_group();
             if (more && last_of_group) start_group(next.panel);
@@ -126,8 +134,8 @@ private:
 
     // Where a span of columns ends: within one group of scales.
     std::int64_t span_end(std::int64_t start) const {
-        const std::int64_t group = weight_.down_columns ? weight_.padded : weight_.group;
-        return smaller(smaller(start + longest_span<scaled>, (start / group + 1) * group), weight_.padded);
+        const std::int64_t group = scaled || weight_.down_columns ? weight_.padded : weight_.group;
+        return smaller(smaller(start + longest_span<Scaling>, (start / group + 1) * group), weight_.padded);
     }
 
     // The block after this one: more panels of the group, then more columns, then more groups; false: there is none.
@@ -164,7 +172,7 @@ private:
         return totals_ + ((panel - group_.begin) * inputs_.row_tiles + row_tile) * sums_size;
     }
 
-    void multiply(const Block& block, const std::uint16_t* values, ExpandedBlock<bits, scaled>* following) {
+    void multiply(const Block& block, const std::uint16_t* values, ExpandedBlock<bits, Scaling>* following) {
         if (block.panels == 1) return multiply_panels<1>(block, values, following);
         if (block.panels == 2) return multiply_panels<2>(block, values, following);
         if constexpr (Engine::panels_at_once >= 3) {
@@ -174,7 +182,7 @@ private:
     }
 
     template <int panels>
-    void multiply_panels(const Block& block, const std::uint16_t* values, ExpandedBlock<bits, scaled>* following) {
+    void multiply_panels(const Block& block, const std::uint16_t* values, ExpandedBlock<bits, Scaling>* following) {
         alignas(64) float sums[panels * sums_size];
         const std::int64_t steps = block.steps();
         // The next block is expanded evenly between the steps: some tiles with each, or one with some.
@@ -203,7 +211,7 @@ private:
     // total += (sums − zero point · Σ x) · scale, of 16 outputs and the rows of a tile.
     void add_sums(std::int64_t panel, std::int64_t row_tile, Range span, const float* sums, float* total) {
         const int rows = rows_in(row_tile);
-        if (weight_.down_columns) {
+        if (scaled || weight_.down_columns) {
             for (int r = 0; r < 16 * rows; r += 16) {
                 _mm512_storeu_ps(total + r, _mm512_add_ps(_mm512_loadu_ps(total + r), _mm512_loadu_ps(sums + r)));
             }
@@ -246,7 +254,7 @@ private:
     }
     static std::uint16_t* values_memory(int index) {
         thread_local Workspace<std::uint16_t> memory;
-        constexpr std::int64_t size = Engine::panels_at_once * longest_span<scaled> * 16;
+        constexpr std::int64_t size = Engine::panels_at_once * longest_span<Scaling> * 16;
         return memory.at_least(2 * size) + index * size;
     }
     static Workspace<float>& totals_memory() {
@@ -259,23 +267,24 @@ private:
     TiledInputs inputs_;
     const Lattice<bits> lattice_;
     const Engine engine_;
-    ExpandedBlock<bits, scaled> expanded_[2];
+    ExpandedBlock<bits, Scaling> expanded_[2];
     Range panels_ = {}, group_ = {};
     float* totals_ = nullptr;
     std::int64_t scaled_for_ = -1;
     float corrections_[tile_rows] = {};  // of inputs times scales, which come few at a time
 };
 
-// One pass over the weight. Groups down columns: `scaled` weights, or inputs (at most 16 rows) times the scales.
-template <class Engine, bool scaled>
+// One pass over the weight. Groups down columns: scaled weights, or inputs (at most 16 rows) times the scales.
+template <class Engine, class Scaling>
 void pass_over(const PairProduct& call, int pieces) {
     const PairPanels& weight = call.weight;
-    const bool common = scaled || !weight.down_columns;  // all panels take the same inputs
+    const bool common = is_scaled<Scaling> || !weight.down_columns;  // all panels take the same inputs
+    const bool with_sums = !is_scaled<Scaling> && !weight.down_columns && weight.zero_point;
     thread_local Workspace<std::uint16_t> words;
     thread_local Workspace<float> sums;
     TiledInputs inputs(call, pieces);
     if (common) inputs.words = words.at_least(inputs.size());
-    if (!weight.down_columns && weight.zero_point) inputs.sums = sums.at_least(weight.groups * inputs.row_tiles * 16);
+    if (with_sums) inputs.sums = sums.at_least(weight.groups * inputs.row_tiles * 16);
     const std::int64_t panels = panels_of(weight);
     const int threads = static_cast<int>(smaller(call.threads, panels));
 #pragma omp parallel num_threads(threads) if (threads > 1)
@@ -286,20 +295,20 @@ void pass_over(const PairProduct& call, int pieces) {
 #pragma omp barrier
         }
         for_width(weight.bits, [&](auto bits) {
-            Worker<decltype(bits)::value, Engine, scaled>(call, inputs)(share(panels, index, count));
+            Worker<decltype(bits)::value, Engine, Scaling>(call, inputs)(share(panels, index, count));
         });
     }
 }
 
 // All rows of the call, as many at a time as a pass takes.
-template <class Engine, bool scaled>
+template <class Engine, class Scaling>
 void multiply_rows(const PairProduct& call, int pieces) {
     PairProduct part = call;
     for (std::int64_t first = 0; first < call.rows; first += part.rows) {
         part.rows = smaller(tile_rows / pieces * most_row_tiles, call.rows - first);
         part.x = row_of(call.x, call.x_type, first * call.x_stride);
         part.y = static_cast<char*>(call.y) + first * call.weight.outputs * number_size(call.y_type);
-        pass_over<Engine, scaled>(part, pieces);
+        pass_over<Engine, Scaling>(part, pieces);
     }
 }
 

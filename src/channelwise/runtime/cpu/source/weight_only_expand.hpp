@@ -80,16 +80,48 @@ inline void expand_tile(const Lattice<bits>& lattice, const std::uint8_t* data, 
     for (; chunk < tile_chunks; ++chunk) _mm512_storeu_si512(target + chunk * chunk_words, _mm512_setzero_si512());
 }
 
+// What is made of the lattice values of a tile of `columns` ≤ 32 columns of a panel, which lie in one group.
 struct NoScaling {
-    NoScaling(const PairPanels&, std::int64_t, std::int64_t) {}
+    NoScaling(const PairPanels&, std::int64_t, std::int64_t, std::int64_t) {}
     __m512i operator()(__m512i values, std::int64_t) const { return values; }
 };
 
-// Lattice values to weights whose scales and zero points lie down columns, from `index` on, `columns` of a tile's 32.
-// They are rounded to bfloat16 by adding half of its last place.
+inline __m512 even_values(__m512i values) { return _mm512_castsi512_ps(_mm512_slli_epi32(values, 16)); }
+
+inline __m512 odd_values(__m512i values) {
+    return _mm512_castsi512_ps(_mm512_and_si512(values, _mm512_set1_epi32(0xffff0000)));
+}
+
+// value · scale + shift, rounded to bfloat16 by adding half of its last place; what is below that place is still there.
+inline __m512 scaled_value(__m512 value, __m512 scale, __m512 shift) {
+    const __m512 weight = _mm512_fmadd_ps(value, scale, shift);
+    return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(weight), _mm512_set1_epi32(0x8000)));
+}
+
+// Weights whose scales and zero points lie along rows.
+class RowScaling {
+public:
+    RowScaling(const PairPanels& weight, std::int64_t panel, std::int64_t column, std::int64_t) {
+        const std::int64_t index = (panel * weight.groups + column / weight.group) * 16;
+        scale_ = scales_at(weight.scale, weight.scale_type, index);
+        shift_ = _mm512_setzero_ps();
+        if (weight.zero_point) shift_ = _mm512_fnmadd_ps(zero_points_at(weight.zero_point, index), scale_, shift_);
+    }
+
+    __m512i operator()(__m512i values, std::int64_t) const {
+        return paired(scaled_value(even_values(values), scale_, shift_),
+                      scaled_value(odd_values(values), scale_, shift_));
+    }
+
+private:
+    __m512 scale_, shift_;
+};
+
+// Weights whose scales and zero points lie down columns.
 class ColumnScaling {
 public:
-    ColumnScaling(const PairPanels& weight, std::int64_t index, std::int64_t columns) {
+    ColumnScaling(const PairPanels& weight, std::int64_t panel, std::int64_t column, std::int64_t columns) {
+        const std::int64_t index = 16 * panel / weight.group * weight.padded + column;
         for (int half = 0; half < 32; half += 16) {
             const __mmask16 lanes = lanes_before(columns - half);
             const std::int64_t at = index + (lanes ? half : 0);
@@ -105,15 +137,12 @@ public:
     }
 
     __m512i operator()(__m512i values, std::int64_t chunk) const {
-        const __m512 even = _mm512_castsi512_ps(_mm512_slli_epi32(values, 16));
-        const __m512 odd = _mm512_castsi512_ps(_mm512_and_si512(values, _mm512_set1_epi32(0xffff0000)));
-        return paired(scaled(even, 2 * chunk), scaled(odd, 2 * chunk + 1));
+        return paired(scaled(even_values(values), 2 * chunk), scaled(odd_values(values), 2 * chunk + 1));
     }
 
 private:
     __m512 scaled(__m512 value, std::int64_t k) const {
-        const __m512 weight = _mm512_fmadd_ps(value, _mm512_set1_ps(scale_[k]), _mm512_set1_ps(shift_[k]));
-        return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(weight), _mm512_set1_epi32(0x8000)));
+        return scaled_value(value, _mm512_set1_ps(scale_[k]), _mm512_set1_ps(shift_[k]));
     }
 
     alignas(64) float scale_[32], shift_[32];

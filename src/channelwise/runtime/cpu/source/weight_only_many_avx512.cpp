@@ -58,9 +58,11 @@ bool many_rows_avx512(const PairProduct& call) {
     // Three pieces take longer than float32 products of expanded rows, and so do scaled ones of more than one.
     if (pieces > (call.weight.down_columns ? 1 : 2)) return false;
     if (call.weight.down_columns) {
-        multiply_rows<VectorEngine, true>(call, pieces);
+        multiply_rows<VectorEngine, ColumnScaling>(call, pieces);
+    } else if (weights_are_rounded(call)) {
+        multiply_rows<VectorEngine, RowScaling>(call, pieces);
     } else {
-        multiply_rows<VectorEngine, false>(call, pieces);
+        multiply_rows<VectorEngine, NoScaling>(call, pieces);
     }
     return true;
 }

@@ -12,6 +12,15 @@ struct Codes {
     int bits;  // of a code in the stream, at most that of the panels
 };
 
+// Eight codes of a stream of n-bit codes from its byte `stream` on, all of which are there.
+template <int bits>
+inline void spread_eight(const std::uint8_t* stream, std::uint8_t* out) {
+    constexpr unsigned mask = (1u << bits) - 1;
+    std::uint64_t word = 0;
+    std::memcpy(&word, stream, bits);
+    for (int i = 0; i < 8; ++i) out[i] = static_cast<std::uint8_t>(word >> (i * bits) & mask);
+}
+
 // Eight codes of n bits from position `first` (a multiple of eight) of a stream of n-bit codes; past its end, zeros.
 inline void read_eight(const std::uint8_t* stream, const Codes& codes, std::int64_t first, std::uint8_t* out) {
     const std::int64_t start = first / 8 * codes.bits;
@@ -33,7 +42,14 @@ void pack_row(const std::uint8_t* stream, const Codes& codes, std::int64_t units
         const std::int64_t column = unit * U::columns;
         const int inside = static_cast<int>(column % step);
         if (inside == 0) {
-            for (int i = 0; i < step; i += 8) read_eight(stream, codes, column + i, code + i);
+            for (int i = 0; i < step; i += 8) {
+                const std::int64_t start = (column + i) / 8 * bits;
+                if (codes.bits == bits && start + bits <= codes.bytes_per_row) {
+                    spread_eight<bits>(stream + start, code + i);
+                } else {
+                    read_eight(stream, codes, column + i, code + i);
+                }
+            }
         }
         std::uint16_t word[2][3] = {};
         unrolled<U::chunks>([&](auto chunk) {
