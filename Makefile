@@ -1,10 +1,10 @@
-# make install | test | sanitize | demo | lint | clean.  Needs Python 3.11 or newer and make; everything else goes into .venv.
+# make install | test | sanitize | demo | docs | lint | clean.  Needs Python 3.11 or newer and make; everything else goes into .venv.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install test sanitize demo lint clean
+.PHONY: install test sanitize demo docs lint clean
 
 install: $(STAMP)
 
@@ -31,6 +31,9 @@ sanitize: $(STAMP)
 
 demo: $(STAMP)
 	$(BIN)/channelwise demo
+
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

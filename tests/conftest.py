@@ -1,7 +1,7 @@
 """What all tests share: hypothesis' profile, no network, and where the shared data lies."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,14 @@ IN_CI = os.environ.get("CI", "").lower() == "true"
 # No deadline: the time of one example says nothing on a busy machine.
 settings.register_profile("channelwise", deadline=None, derandomize=IN_CI, print_blob=True)
 settings.load_profile("channelwise")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Comparisons by the command line keep their runs in a folder of the tests', not of the user's."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("CHANNELWISE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="session")

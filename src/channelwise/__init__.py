@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from channelwise.api import QuantizeResult, compare, evaluate, generate, inspect, load, quantize
+    from channelwise.api import QuantizeResult, compare, evaluate, export, generate, inspect, load, profile, quantize
     from channelwise.errors import InputError, NumericalError
     from channelwise.recipe import Recipe
 
@@ -27,9 +27,11 @@ __all__ = [
     "Recipe",
     "compare",
     "evaluate",
+    "export",
     "generate",
     "inspect",
     "load",
+    "profile",
     "quantize",
 ]
 

@@ -1,32 +1,39 @@
-"""The public API: quantize, load, evaluate, compare. All input is checked before the long work begins."""
+"""The public API: quantize, load, evaluate, compare, inspect, profile, generate, export.
 
-import copy
-import gc
-from collections.abc import Callable, Mapping, Sequence
+All input is checked before the long work begins.
+"""
+
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from channelwise import __version__
+from channelwise.checkpoint.exporting_directory import export_checkpoint
 from channelwise.checkpoint.loader import load_checkpoint
 from channelwise.checkpoint.writer import check_output, save_checkpoint
+from channelwise.comparison.comparing import compare as compare
 from channelwise.engine.plan import WalkRecord
-from channelwise.engine.walk import check_plan, quantize_model
+from channelwise.engine.walk import Progress, check_plan, quantize_model
 from channelwise.errors import InputError
 from channelwise.evaluation.generation import Generation, generate_text
 from channelwise.evaluation.measure import ImageSource, Questions, Results, TextSource, measure, prepare
 from channelwise.evaluation.outliers import SiteOutliers, find_outliers
+from channelwise.evaluation.profile import NamedPlan, profile_model
+from channelwise.evaluation.profile_data import profile_data
 from channelwise.evaluation.sizes import Sizes, model_sizes
-from channelwise.model.batches import Batch, Data, read_data
+from channelwise.evaluation.tasks import AskedTasks, ask_tasks, prepare_tasks, run_tasks
+from channelwise.model.batches import Data, read_data
 from channelwise.model.blocks import find_blocks
 from channelwise.opening import ModelSource, opened, opened_to_quantize
-from channelwise.recipe import CalibrationRecipe, Recipe, load_recipe
+from channelwise.recipe import CalibrationRecipe, Recipe, RecipeSource, load_recipe
 
-RecipeSource = str | Path | dict[str, Any] | Recipe
-Progress = Callable[[str, int, int], None]
+export = export_checkpoint
 
 INSPECTED_SAMPLES = 32
+PROFILED_RECIPE = "outliertune-w8a8"
 
 
 @dataclass(frozen=True)
@@ -109,110 +116,72 @@ def evaluate(
     classification: TextSource | None = None,
     images: ImageSource | None = None,
     against: ModelSource | None = None,
+    tasks: str | Sequence[str] | None = None,
+    task_data: str | Path | None = None,
+    limit: int | None = None,
+    fewshot: int | None = None,
+    batch: int | None = None,
     tokenizer: Any = None,
     processor: Any = None,
     device: str = "cpu",
+    progress: Progress | None = None,
 ) -> Results:
-    """Measures a model, quantized or not: perplexity, embeddings against the original's, a classifier's accuracy.
+    """Measures a model, quantized or not: perplexity, embeddings against the original's, accuracy, tasks.
 
     length: tokens of a window, None takes 512 or the model's limit. embeddings: texts, with labels for the linear
     probe. classification: a .tsv with the columns text and label. images: a folder with a sub-folder for each label, or
     a .npz with the arrays images and labels; processor: of a loaded image model. against: the floating-point original.
+    tasks: names of lm-evaluation-harness, which scores them; task_data: a folder with NAME.jsonl for each, in place of
+    the hub; limit: documents of each; fewshot: examples before each question, None takes the task's; batch: rows that
+    run together, None chooses. progress(label, done, total) is told how far the tasks are.
+
     Returns perplexity, tokens, length, seconds, model_bytes, bits_per_weight; with embeddings also cosine_mean,
     cosine_min, probe_accuracy, probe_accuracy_fp; with classification or images items, accuracy, and with `against`
-    accuracy_fp, agreement: the share of the original's answers. Raises InputError.
+    accuracy_fp, agreement: the share of the original's answers; with tasks {"tasks": {name: {"acc": …, "acc_stderr": …,
+    …, "documents": …, "cut": …}}}, see `evaluation.tasks.run_tasks`. Raises InputError.
     """
     if embeddings is not None and against is None:
         raise InputError("--embeddings compares with the floating-point original; name it with --against FP_MODEL")
+    report = progress or (lambda label, done, total: None)
+    asked = _asked_tasks(report, tasks, task_data, limit=limit, fewshot=fewshot, batch=batch)
     source = opened(model, device, tokenizer=tokenizer, processor=processor, allow_quantized=True)
-    questions = prepare(
-        source.model,
-        source.tokenizer,
-        perplexity=perplexity,
-        length=length,
-        embeddings=embeddings,
-        classification=classification,
-        images=images,
-        find_processor=source.processor,
-    )
+    questions = Questions()
+    if asked is None or any(given is not None for given in (perplexity, embeddings, classification, images)):
+        questions = prepare(
+            source.model,
+            source.tokenizer,
+            perplexity=perplexity,
+            length=length,
+            embeddings=embeddings,
+            classification=classification,
+            images=images,
+            find_processor=source.processor,
+        )
+    prepared = [] if asked is None else prepare_tasks(asked, source.model, source.tokenizer)
     if against is not None:
         questions = questions.against(opened(against, device, allow_quantized=True).model)
-    return measure(source.model, questions)
+    results = measure(source.model, questions)
+    if asked is None:
+        return results
+    scores = run_tasks(source.model, source.tokenizer, asked, prepared, report)
+    return {**results, "seconds": results["seconds"] + scores.seconds, "tasks": scores.results}
+
+
+def _asked_tasks(
+    report: Progress, names: str | Sequence[str] | None, folder: str | Path | None, **options: int | None
+) -> AskedTasks | None:
+    """None where no tasks are named. Raises InputError for options that go with tasks without any."""
+    if names is None:
+        if folder is not None or any(value is not None for value in options.values()):
+            raise InputError("--task-data, --limit, --fewshot and --batch go with --tasks; name the tasks")
+        return None
+    report("reading the definitions of the tasks", 0, 1)
+    return ask_tasks(names, folder, **options)
 
 
 def _stored(record: WalkRecord) -> dict[str, Any]:
     """What a checkpoint keeps of the record: all but the time, so that the same work gives the same files."""
     return {name: value for name, value in asdict(record).items() if name != "seconds"}
-
-
-def compare(
-    model: ModelSource,
-    *,
-    recipes: Sequence[RecipeSource],
-    data: Data,
-    perplexity: TextSource | None = None,
-    embeddings: TextSource | None = None,
-    classification: TextSource | None = None,
-    images: ImageSource | None = None,
-    tokenizer: Any = None,
-    processor: Any = None,
-    samples: int | None = None,
-    length: int | None = None,
-    perplexity_length: int | None = None,
-    seed: int = 0,
-    device: str = "cpu",
-    skip_unfit: bool = False,
-    progress: Progress | None = None,
-) -> dict[str, Any]:
-    """Quantizes a copy of the model by each recipe and measures it beside the floating-point model.
-
-    Returns {"fp": {…}, "recipes": {name: {…, "quantize_seconds": …}}, "skipped": {name: reason}} with the keys of
-    `evaluate` and perplexity_ratio, the perplexity over the floating-point one's. Writes nothing. Raises InputError
-    before the long work for a recipe that does not fit the model; with skip_unfit it is skipped, if another one fits.
-    """
-    chosen = _distinct([load_recipe(recipe) for recipe in recipes])
-    readable = read_data(data)
-    source = opened_to_quantize(model, device, tokenizer=tokenizer, processor=processor)
-    loaded = source.model
-    unfit = _unfit(loaded, chosen)
-    if unfit and not (skip_unfit and len(unfit) < len(chosen)):
-        raise next(iter(unfit.values()))
-    chosen = {name: recipe for name, recipe in chosen.items() if name not in unfit}
-    questions = prepare(
-        loaded,
-        source.tokenizer,
-        perplexity=perplexity,
-        length=perplexity_length,
-        embeddings=embeddings,
-        classification=classification,
-        images=images,
-        find_processor=source.processor,
-    )
-    # Recipes that ask for the same samples share them.
-    calibration = {
-        defaults: source.calibration(readable, defaults, samples, length, seed)
-        for defaults in {recipe.calibration for recipe in chosen.values()}
-    }
-    report = progress or (lambda label, done, total: None)
-    report("floating point", 0, 1)
-    questions = questions.against(loaded)
-    floating = _with_ratio(measure(loaded, questions), None)
-    results = {}
-    for name, recipe in chosen.items():
-        batches = calibration[recipe.calibration]
-        results[name] = _measured(loaded, recipe, batches, questions, floating, seed, _prefixed(report, name))
-    return {"fp": floating, "recipes": results, "skipped": {name: str(error) for name, error in unfit.items()}}
-
-
-def _unfit(model: torch.nn.Module, recipes: Mapping[str, Recipe]) -> dict[str, InputError]:
-    """The recipes that do not fit the model, and why."""
-    found, blocks = {}, find_blocks(model)
-    for name, recipe in recipes.items():
-        try:
-            check_plan(model, blocks, recipe.to_plan())
-        except InputError as error:
-            found[name] = error
-    return found
 
 
 def inspect(
@@ -237,6 +206,43 @@ def inspect(
     return find_outliers(source.model, batches, progress)
 
 
+def profile(
+    model: ModelSource,
+    *,
+    data: Data,
+    recipe: RecipeSource | None = PROFILED_RECIPE,
+    tokenizer: Any = None,
+    processor: Any = None,
+    samples: int | None = None,
+    length: int | None = None,
+    seed: int = 0,
+    device: str = "cpu",
+    progress: Progress | None = None,
+) -> tuple[tuple[SiteOutliers, ...], dict[str, Any]]:
+    """Every channel of every site, before and after a recipe's transform, and what quantization would cost each layer.
+
+    Returns what `inspect` does, and the profile as plain data (`evaluation.profile_data`), of which
+    `report.page.inspection.write_inspection_page` makes a page. recipe: None leaves the transform out. samples: None
+    takes 32. Raises InputError.
+    """
+    chosen = None if recipe is None else load_recipe(recipe)
+    plan = None if chosen is None else NamedPlan(chosen.name, chosen.to_plan())
+    readable = read_data(data)
+    source = opened_to_quantize(model, device, tokenizer=tokenizer, processor=processor)
+    batches = source.calibration(readable, CalibrationRecipe(samples=INSPECTED_SAMPLES), samples, length, seed)
+    sites = profile_model(source.model, batches, plan, progress)
+    settings = {
+        "data": str(getattr(readable, "source", data)),
+        "samples": sum(len(next(iter(batch.values()))) for batch in batches),
+        "seed": seed,
+        "device": device,
+        "version": __version__,
+    }
+    name = None if plan is None else plan.name
+    told = profile_data(source.name(), source.model, sites, recipe=name, settings=settings)
+    return tuple(site.outliers for site in sites), told
+
+
 def generate(
     model: ModelSource,
     prompt: str,
@@ -252,44 +258,3 @@ def generate(
     """
     source = opened(model, device, tokenizer=tokenizer, allow_quantized=True)
     return generate_text(source.model, source.tokenizer, prompt, max_tokens=max_tokens, on_text=on_text)
-
-
-def _measured(
-    model: torch.nn.Module,
-    recipe: Recipe,
-    batches: list[Batch],
-    questions: Questions,
-    floating: Results,
-    seed: int,
-    progress: Progress,
-) -> Results:
-    """One recipe's results, on a copy of the model that is gone afterwards."""
-    copied = copy.deepcopy(model)
-    record = quantize_model(copied, batches, recipe.to_plan(), seed=seed, progress=progress)
-    results = _with_ratio(measure(copied, questions), floating)
-    del copied
-    gc.collect()
-    return {**results, "quantize_seconds": record.seconds}
-
-
-def _with_ratio(results: Results, floating: Results | None) -> Results:
-    """The results with perplexity_ratio where a perplexity was measured; the reference itself has 1."""
-    if results["perplexity"] is None:
-        return results
-    reference = (floating or results)["perplexity"]
-    return {**results, "perplexity_ratio": results["perplexity"] / reference}
-
-
-def _distinct(recipes: list[Recipe]) -> dict[str, Recipe]:
-    """Recipes by name. Raises InputError for none, and for two of one name."""
-    named = {recipe.name: recipe for recipe in recipes}
-    if not recipes:
-        raise InputError("no recipe to compare; give at least one, `channelwise recipes` lists them")
-    if len(named) < len(recipes):
-        raise InputError("two of the recipes have the same name; give each a name of its own")
-    return named
-
-
-def _prefixed(progress: Progress, name: str) -> Progress:
-    """Progress whose labels begin with the recipe's name."""
-    return lambda label, done, total: progress(f"{name}: {label}", done, total)

@@ -60,19 +60,26 @@ class Opened:
 
 
 def opened(
-    source: ModelSource, device: str, *, tokenizer: Any = None, processor: Any = None, allow_quantized: bool = False
+    source: ModelSource,
+    device: str,
+    *,
+    tokenizer: Any = None,
+    processor: Any = None,
+    allow_quantized: bool = False,
+    dtype: str | torch.dtype = "auto",
 ) -> Opened:
     """A model by directory, hub name, "demo", or itself. tokenizer, processor: instead of its own.
 
+    dtype: of what is loaded and not quantized; "auto" is the one it was saved in.
     Raises InputError for what cannot be loaded, a device that is not there, and a quantized model unless allowed.
     """
     place = _device(device)
     if isinstance(source, torch.nn.Module):
         model, own = source, None
     elif allow_quantized and is_checkpoint(Path(source)):
-        model, own = load_checkpoint(Path(source))
+        model, own = load_checkpoint(Path(source), dtype)
     else:
-        model, own = load_model(source, allow_quantized=allow_quantized)
+        model, own = load_model(source, dtype, allow_quantized=allow_quantized)
     return Opened(source, model.to(place).eval(), own if tokenizer is None else tokenizer, processor)
 
 

@@ -10,6 +10,7 @@ from pydantic import ValidationError, model_validator
 
 from channelwise.engine.plan import Plan
 from channelwise.errors import InputError
+from channelwise.methods.imported import is_import_path, method_digest
 from channelwise.recipe_parts import Bits, Count, EmbeddingRecipe, SiteRecipe, Strict, WeightRecipe, nearest
 
 
@@ -68,9 +69,17 @@ class Recipe(Strict):
             attention_bits=self.attention_bits,
         )
 
+    def own_methods(self) -> dict[str, str]:
+        """Digests of the files of methods from outside the package, by import path: what the recipe itself omits."""
+        names = {str(site.method.get("name")) for site in (self.stream, self.inner, self.head) if site is not None}
+        return {name: method_digest(name) for name in sorted(names) if is_import_path(name)}
+
+
+RecipeSource = str | Path | dict[str, Any] | Recipe
+
 
 def recipe_names() -> tuple[str, ...]:
-    """The names of the recipes that come with the package, METHOD-wN[aM][gG], the widest first and then by method."""
+    """The names of the recipes that come with the package, `METHOD-wN[aM][gG]`, the widest first and then by method."""
     folder = resources.files("channelwise.recipes")
     names = [f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml")]
 
@@ -90,7 +99,7 @@ def recipe_text(name: str) -> str:
     return (resources.files("channelwise.recipes") / f"{name}.yaml").read_text(encoding="utf-8")
 
 
-def load_recipe(source: str | Path | dict[str, Any] | Recipe, settings: Sequence[str] = ()) -> Recipe:
+def load_recipe(source: RecipeSource, settings: Sequence[str] = ()) -> Recipe:
     """A recipe by name, from a .yaml file, or from data. Raises InputError, one line, for anything that is wrong.
 
     settings: KEY=VALUE each, which replace or add an entry: keys with dots, values as in YAML (`head=null`,

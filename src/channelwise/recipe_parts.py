@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from channelwise.engine.plan import EmbeddingPlan, InputPlan, SitePlan, WeightPlan
 from channelwise.methods import METHODS
 from channelwise.methods.gptq import Gptq
+from channelwise.methods.imported import imported_method, is_import_path
 from channelwise.methods.site import Method
 from channelwise.numerics.granularity import COLUMN, ROW, TENSOR, Granularity
 from channelwise.numerics.grids import FloatGrid, Grid, IntegerGrid, float_grids, grid_name
@@ -146,7 +147,10 @@ class EmbeddingRecipe(_Format):
 
 
 class SiteRecipe(Strict):
-    """One kind of site: the method's name and options, and its inputs (null: floating point)."""
+    """One kind of site: the method's name and options, and its inputs (null: floating point).
+
+    A method of the package goes by its name, one from outside by its import path, `package.module:Class`.
+    """
 
     method: dict[str, Any] = {"name": "none"}
     inputs: InputRecipe | None
@@ -176,7 +180,9 @@ class SiteRecipe(Strict):
         """The method with its options. Raises ValueError (pydantic's too) for an unknown name or option."""
         options = dict(self.method)
         name = options.pop("name", None)
-        if name not in METHODS:
+        if isinstance(name, str) and is_import_path(name):
+            return imported_method(name, options)
+        if not isinstance(name, str) or name not in METHODS:
             raise ValueError(f"unknown method {name!r}{nearest(str(name), METHODS)}")
         return METHODS[name](**options)
 

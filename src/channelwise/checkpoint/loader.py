@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
 
 from channelwise.checkpoint.format import QUANT_METHOD, from_config
@@ -16,9 +17,10 @@ NAMED_KEYS = 3
 """How many missing tensors an error names."""
 
 
-def load_checkpoint(directory: Path) -> tuple[Any, Any]:
-    """The model, in eval mode on the CPU and in the dtype it was saved in, and its tokenizer or None.
+def load_checkpoint(directory: Path, dtype: str | torch.dtype = "auto") -> tuple[Any, Any]:
+    """The model, in eval mode on the CPU, and its tokenizer or None.
 
+    dtype: of what is not quantized; "auto" is the one it was saved in.
     Raises InputError if the directory holds no channelwise checkpoint, one of another format version, or one with
     missing, cut or damaged files or tensors.
     """
@@ -26,7 +28,7 @@ def load_checkpoint(directory: Path) -> tuple[Any, Any]:
     config = _read_config(folder)
     check_shards(folder)
     register()
-    model = _load_model(_model_class(config, folder), folder)
+    model = _load_model(_model_class(config, folder), folder, dtype)
     has_tokenizer = any((folder / name).is_file() for name in TOKENIZER_FILES)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True) if has_tokenizer else None
     return model, tokenizer
@@ -64,9 +66,9 @@ def _model_class(config: dict[str, Any], folder: Path) -> Any:
     return model_class
 
 
-def _load_model(model_class: Any, folder: Path) -> Any:
+def _load_model(model_class: Any, folder: Path, dtype: str | torch.dtype) -> Any:
     try:
-        model, info = model_class.from_pretrained(folder, dtype="auto", output_loading_info=True, local_files_only=True)
+        model, info = model_class.from_pretrained(folder, dtype=dtype, output_loading_info=True, local_files_only=True)
     except (RuntimeError, ValueError, OSError) as error:
         line = str(error).strip().splitlines()
         raise InputError(f"{folder} cannot be loaded: {line[0] if line else type(error).__name__}") from error

@@ -85,6 +85,7 @@ def apply_format(model: nn.Module, data: CheckpointFormat) -> None:
     """
     from channelwise.model.experts import unfuse_experts
     from channelwise.model.linears import replace_module
+    from channelwise.model.ties import forget_ties
 
     if data.unfused_experts:
         unfuse_experts(model)
@@ -98,7 +99,7 @@ def apply_format(model: nn.Module, data: CheckpointFormat) -> None:
         replace_module(model, name, QuantizedLinear(scheme, device="meta"))
     for name, table in _schemes_in(model, data.embeddings).items():
         replace_module(model, name, _empty_table(model.get_submodule(name), table))
-    _forget_ties(model)
+    forget_ties(model)
 
 
 def _empty_table(floating: nn.Module, scheme: EmbeddingScheme) -> QuantizedEmbedding:
@@ -120,12 +121,3 @@ def _schemes_in(model: nn.Module, schemes: dict[str, _Scheme]) -> dict[str, _Sch
         if here is not None:
             found[here] = scheme
     return found
-
-
-def _forget_ties(model: nn.Module) -> None:
-    """A quantized head or embedding has codes of its own, so nothing ties the other one to it any more."""
-    ties: dict[str, str] = getattr(model, "all_tied_weights_keys", {})
-    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-    for target, source in list(ties.items()):
-        if target not in parameters or source not in parameters:
-            del ties[target]

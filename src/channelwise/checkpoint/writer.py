@@ -69,16 +69,33 @@ def save_checkpoint(
     The directory appears at once and whole; whatever goes wrong, or an interruption, leaves what was there before.
     Raises InputError as `check_output` does, and when the disk is full or does not take the files.
     """
-    check_output(directory, overwrite)
-    target = Path(directory).resolve()
-    with _told_apart(directory), _replacing(target) as partial:
+    with whole_directory(directory, overwrite) as partial:
         total = write_shards(checkpoint_tensors(model), partial)
         _write_texts(model, tokenizer, partial, recipe, source_name, total)
         (partial / RECORD_FILE).write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        _copy_extra_files(source_name, partial)
+        copy_extra_files(source_name, partial)
         # Last: what has no config.json does not load, should the process be killed before.
         _write_config(model, partial, recipe)
+
+
+@contextmanager
+def whole_directory(directory: Path, overwrite: bool) -> Iterator[Path]:
+    """A new directory to write into, which takes the place of `directory` at the end or never.
+
+    Raises InputError as `check_output` does, and when the disk is full or does not take the files.
+    """
+    check_output(directory, overwrite)
+    with _told_apart(directory), _replacing(Path(directory).resolve()) as partial:
+        yield partial
         _sync(partial)
+
+
+def write_companions(model: Any, tokenizer: Any, folder: Path) -> None:
+    """The tokenizer, and the settings of `generate`, beside the weights, where the model has them."""
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+    if getattr(model, "generation_config", None) is not None and model.can_generate():
+        model.generation_config.save_pretrained(folder)
 
 
 def format_of(model: torch.nn.Module, recipe: dict[str, Any]) -> CheckpointFormat:
@@ -122,10 +139,7 @@ def _write_texts(
         has_tokenizer=tokenizer is not None,
     )
     (folder / "README.md").write_text(model_card(facts), encoding="utf-8")
-    if tokenizer is not None:
-        tokenizer.save_pretrained(folder)
-    if getattr(model, "generation_config", None) is not None and model.can_generate():
-        model.generation_config.save_pretrained(folder)
+    write_companions(model, tokenizer, folder)
 
 
 def _bits(layers: Sequence[QuantizedLinear | QuantizedEmbedding]) -> float:
@@ -134,7 +148,8 @@ def _bits(layers: Sequence[QuantizedLinear | QuantizedEmbedding]) -> float:
     return 8.0 * sum(layer.weight_bytes() for layer in layers) / max(entries, 1)
 
 
-def _copy_extra_files(source_name: str, folder: Path) -> None:
+def copy_extra_files(source_name: str, folder: Path) -> None:
+    """The files of processors and of sentence-transformers, from the directory or hub name of the original."""
     for name in (*PROCESSOR_FILES, *SENTENCE_FILES):
         found = _source_file(source_name, name)
         if found is not None and not (folder / name).exists():

@@ -8,10 +8,13 @@ from channelwise import __version__
 from channelwise.cli.compare import compare
 from channelwise.cli.demo import demo
 from channelwise.cli.evaluate import evaluate
+from channelwise.cli.examples import EXAMPLES
+from channelwise.cli.export import export
 from channelwise.cli.generate import generate
 from channelwise.cli.inspect import inspect
 from channelwise.cli.quantize import quantize
 from channelwise.cli.recipes import recipes
+from channelwise.cli.serve import serve
 
 
 def _show_version(wanted: bool) -> None:
@@ -37,5 +40,5 @@ def _program(version: Version = False) -> None:
     pass
 
 
-for verb in (demo, recipes, inspect, quantize, evaluate, compare, generate):
-    app.command()(verb)
+for verb in (demo, recipes, inspect, quantize, evaluate, compare, generate, export, serve):
+    app.command(epilog=EXAMPLES[verb.__name__])(verb)

@@ -4,6 +4,16 @@ from typing import Annotated
 
 import typer
 
+from channelwise.cli.compare import (
+    CacheFolder,
+    NoCache,
+    Overwrite,
+    ReportFile,
+    Speed,
+    cache_folder,
+    check_report,
+    show_comparison,
+)
 from channelwise.cli.options import AsJson, Debug, Seed
 
 # Fewer than the recipes ask for, so that all of them are done in a few minutes on two cores.
@@ -12,15 +22,25 @@ SAMPLES = 32
 Samples = Annotated[int, typer.Option("--samples", metavar="N", help="Calibration samples.")]
 
 
-def demo(samples: Samples = SAMPLES, seed: Seed = 0, as_json: AsJson = False, debug: Debug = False) -> None:
+def demo(
+    samples: Samples = SAMPLES,
+    seed: Seed = 0,
+    report: ReportFile = None,
+    overwrite: Overwrite = False,
+    speed: Speed = None,
+    cache: CacheFolder = None,
+    no_cache: NoCache = False,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
     """Quantize the bundled model with every recipe, in one table."""
-    from channelwise.cli.output import print_json, quiet_libraries, results_console
+    from channelwise.cli.output import quiet_libraries
     from channelwise.cli.progress import reported_progress
 
+    check_report(report, overwrite)
     quiet_libraries()
     from channelwise.api import compare
     from channelwise.recipe import recipe_names
-    from channelwise.report.tables import comparison_table, legend
 
     with reported_progress() as progress:
         results = compare(
@@ -30,11 +50,8 @@ def demo(samples: Samples = SAMPLES, seed: Seed = 0, as_json: AsJson = False, de
             perplexity="demo",
             samples=samples,
             seed=seed,
+            speed=report is not None if speed is None else speed,
+            cache=cache_folder(cache, no_cache),
             progress=progress,
         )
-    if as_json:
-        print_json(results)
-        return
-    console = results_console()
-    console.print(comparison_table(results, console.width))
-    console.print(f"\n{legend(results, console.width)}", style="dim")
+    show_comparison(results, report, as_json)

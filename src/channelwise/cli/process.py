@@ -25,7 +25,7 @@ def run(arguments: Sequence[str]) -> int:
             return _run_verb(list(arguments) or ["--help"])
     except KeyboardInterrupt as interrupt:
         number = interrupt.args[0] if interrupt.args else signal.SIGINT
-        return _say("interrupted; nothing was written", INTERRUPTED + number)
+        return _say("interrupted; no output was written", INTERRUPTED + number)
     except BrokenPipeError:
         # The reader has gone (`| head`); without this, Python complains once more when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -21,6 +21,7 @@ from channelwise.model.blocks import BlockList, find_blocks
 from channelwise.model.calls import capture_calls
 from channelwise.model.linears import is_linear, linear_names, weight_matrix
 from channelwise.model.sites import Site, discover_sites
+from channelwise.model.ties import forget_ties
 from channelwise.runtime.linear import QuantizedLinear
 
 Batch = dict[str, torch.Tensor]
@@ -56,7 +57,9 @@ def quantize_model(
         report("output layer", len(blocks.names), stages)
         records += walker.quantize_head()
     report("done", stages, stages)
-    return WalkRecord(tuple(records), time.perf_counter() - started, walker.finish_embedding())
+    embedding = walker.finish_embedding()
+    forget_ties(model)
+    return WalkRecord(tuple(records), time.perf_counter() - started, embedding)
 
 
 def head_to_quantize(model: nn.Module, plan: Plan) -> str | None:

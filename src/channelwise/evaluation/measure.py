@@ -69,8 +69,8 @@ def prepare(
     """
     if perplexity is None and embeddings is None and classification is None and images is None:
         raise InputError(
-            "nothing to evaluate; give --perplexity TEXT, --embeddings FILE.tsv, --classification FILE.tsv or "
-            "--images DIR|FILE.npz"
+            "nothing to evaluate; give --perplexity TEXT, --embeddings FILE.tsv, --classification FILE.tsv, "
+            "--images DIR|FILE.npz, or --tasks to `channelwise evaluate`"
         )
     if classification is not None and images is not None:
         raise InputError("a model classifies texts or images; give --classification or --images, not both")

@@ -1,4 +1,7 @@
-"""The methods, by the names that recipes use. A new method is one file and a line here."""
+"""The methods, by the names that recipes use. A new method is one file and a line here.
+
+A method from outside the package needs neither: recipes name it by its import path (`imported`).
+"""
 
 from channelwise.methods.awq import Awq
 from channelwise.methods.llm_fp4 import LlmFp4

@@ -1,1 +1,1 @@
-"""What people look at: terminal tables made of results. No numerics."""
+"""What people look at, made of results: terminal tables, and pages for a browser. No numerics."""

@@ -1,6 +1,7 @@
 """The page of `inspect`: a table of sites, and two lines about what is hard and what to try."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from rich.table import Table
@@ -41,40 +42,73 @@ def sites_table(sites: Sequence[Any], width: int) -> Table:
     return table
 
 
+@dataclass(frozen=True)
+class Outlook:
+    """What matters of a model's sites: the largest ratios of stream and inner sites, the stream sites' asymmetry."""
+
+    stream: float
+    inner: float
+    offset: float
+
+    @property
+    def is_hard(self) -> bool:
+        """Whether any site has a channel that stands out."""
+        return max(self.stream, self.inner) >= OUTLIER_RATIO
+
+
+def outlook(sites: Iterable[Any]) -> Outlook:
+    """Of objects as `evaluation.outliers.SiteOutliers`; those that no token reached say nothing."""
+    seen = [site for site in sites if site.tokens]
+    return Outlook(
+        stream=max((site.ratio for site in seen if site.kind == "stream"), default=0.0),
+        inner=max((site.ratio for site in seen if site.kind == "inner"), default=0.0),
+        offset=max((site.asymmetry for site in seen if site.kind == "stream"), default=0.0),
+    )
+
+
 def advice(sites: Sequence[Any]) -> Table:
     """Two lines: what is hard here, and which recipes to try."""
-    seen = [site for site in sites if site.tokens]
-    stream = max((site.ratio for site in seen if site.kind == "stream"), default=0.0)
-    inner = max((site.ratio for site in seen if site.kind == "inner"), default=0.0)
-    offset = max((site.asymmetry for site in seen if site.kind == "stream"), default=0.0)
+    found = outlook(sites)
     lines = Table.grid(padding=(0, 2))
-    lines.add_row(Text("hard", style="bold"), _difficulty(stream, inner, offset))
-    lines.add_row(Text("try", style="bold"), _remedy(stream, inner))
+    lines.add_row(Text("hard", style="bold"), difficulty(found))
+    lines.add_row(Text("try", style="bold"), remedy(found))
     return lines
 
 
-def _difficulty(stream: float, inner: float, offset: float) -> str:
-    if max(stream, inner) < OUTLIER_RATIO:
+def difficulty(found: Outlook) -> str:
+    """What is hard, a clause without a capital."""
+    if not found.is_hard:
         return "no channel stands out: no site has one beyond 6 times its median channel."
     where = []
-    if stream >= OUTLIER_RATIO:
-        where.append(f"{number(stream, 0)} times the median channel where blocks read the residual stream")
-    if inner >= OUTLIER_RATIO:
-        where.append(f"{number(inner, 0)} times at inner sites (out/o, fc2/down)")
-    shifted = "; they are offset from zero, so a shift helps" if offset >= OFFSET else ""
+    if found.stream >= OUTLIER_RATIO:
+        where.append(f"{number(found.stream, 0)} times the median channel where blocks read the residual stream")
+    if found.inner >= OUTLIER_RATIO:
+        where.append(f"{number(found.inner, 0)} times at inner sites (out/o, fc2/down)")
+    shifted = "; they are offset from zero, so a shift helps" if found.offset >= OFFSET else ""
     return f"outlier channels, up to {' and '.join(where)}{shifted}."
 
 
-def _remedy(stream: float, inner: float) -> str:
-    if max(stream, inner) < OUTLIER_RATIO:
-        return "rtn-w8a8 may do; outliertune-w6a6 for less memory."
-    if inner >= STRONG_RATIO:
-        return "outliertune-static-w8a8 or os-plus-all-w8a8, which treat every site; then their w6a6 forms."
-    return "outliertune-w8a8 or os-plus-w8a8, then their w6a6 forms; outliertune-static-w8a8 for the fastest form."
+def remedy(found: Outlook) -> str:
+    """Which recipes to try, a clause without a capital."""
+    first, *others = suggested_recipes(found)
+    if not found.is_hard:
+        return f"{first} may do; {others[0]} for less memory."
+    if found.inner >= STRONG_RATIO:
+        return f"{first} or {others[0]}, which treat every site; then their w6a6 forms."
+    return f"{first} or {others[0]}, then their w6a6 forms; {others[1]} for the fastest form."
+
+
+def suggested_recipes(found: Outlook) -> tuple[str, ...]:
+    """Recipes to begin with, the first choice first."""
+    if not found.is_hard:
+        return ("rtn-w8a8", "outliertune-w6a6")
+    if found.inner >= STRONG_RATIO:
+        return ("outliertune-static-w8a8", "os-plus-all-w8a8")
+    return ("outliertune-w8a8", "os-plus-w8a8", "outliertune-static-w8a8")
 
 
 def _cells(site: Any, wide: bool) -> list[Text | str]:
-    layers = _layer_names(site.linears)
+    layers = layer_names(site.linears)
     figures: list[Text | str] = [number(site.largest, 2), _ratio(site), number(site.asymmetry, 2)]
     if not site.tokens:
         figures = [MISSING, MISSING, MISSING]
@@ -95,7 +129,7 @@ def _fold(site: Any) -> Text:
     return Text(site.folds_into.rpartition(".")[2] + ("" if site.folds_shift else " (scale)"))
 
 
-def _layer_names(linears: Sequence[str]) -> str:
+def layer_names(linears: Sequence[str]) -> str:
     """Without what they share: `q,k,v_proj`, `query key value`, `attention.dense`."""
     parts = [name.split(".") for name in linears]
     shared = 0

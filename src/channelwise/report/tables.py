@@ -20,7 +20,7 @@ GOOD, FAIR = 1.01, 1.10
 
 @dataclass(frozen=True)
 class _Column:
-    """A heading, and how an entry of a model's results is shown.
+    """A heading, and how an entry of a model's results is shown; `key.part` is an entry within an entry.
 
     sacrifice: the higher, the sooner it is left out. legend: what the heading means, where it does not say.
     """
@@ -59,17 +59,34 @@ _LANGUAGE = (
 )
 _EMBEDDINGS = (
     _Column("cosine", "cosine_mean", lambda value: number(value, 4)),
-    _Column("lowest", "cosine_min", lambda value: number(value, 4), sacrifice=4),
-    _Column("probe", "probe_accuracy", percent, sacrifice=2),
+    _Column("lowest", "cosine_min", lambda value: number(value, 4), sacrifice=5),
+    _Column("probe", "probe_accuracy", percent, sacrifice=3),
 )
 _CLASSES = (
     _Column("accuracy", "accuracy", percent),
     _Column("agreement", "agreement", percent, legend="share of the original's answers"),
 )
-_ALWAYS = (
-    _Column("size", "model_bytes", _bytes, sacrifice=1),
+_TASKS = (_Column("tasks", "task_accuracy", percent, legend="mean accuracy of the tasks"),)
+_SPEED = (
     _Column(
-        "bits", "bits_per_weight", lambda value: number(value, 2), sacrifice=3, legend="of a weight, with its scales"
+        "prefill",
+        "speed_over_fp.prefill",
+        lambda value: number(value, 2),
+        sacrifice=1,
+        legend="tokens read per second over the original's",
+    ),
+    _Column(
+        "decode",
+        "speed_over_fp.decode",
+        lambda value: number(value, 2),
+        sacrifice=1,
+        legend="tokens generated per second, likewise",
+    ),
+)
+_ALWAYS = (
+    _Column("size", "model_bytes", _bytes, sacrifice=2),
+    _Column(
+        "bits", "bits_per_weight", lambda value: number(value, 2), sacrifice=4, legend="of a weight, with its scales"
     ),
     _Column("time", "quantize_seconds", _time, legend="to quantize"),
 )
@@ -78,7 +95,7 @@ _ALWAYS = (
 def comparison_table(comparison: Mapping[str, Any], width: int) -> Table:
     """What `compare` returns: the floating-point model first, then a row for each recipe."""
     rows = _rows(comparison)
-    columns = _fitting(_filled(comparison["fp"]), rows, width)
+    columns = _fitting(rows, width)
     table = plain_table(width)
     table.add_column("recipe", no_wrap=True)
     for column in columns:
@@ -91,7 +108,7 @@ def comparison_table(comparison: Mapping[str, Any], width: int) -> Table:
 
 def legend(comparison: Mapping[str, Any], width: int) -> str:
     """What the headings of `comparison_table` mean, of those that it shows at this width."""
-    columns = _fitting(_filled(comparison["fp"]), _rows(comparison), width)
+    columns = _fitting(_rows(comparison), width)
     lines: list[str] = []
     for entry in (f"{column.heading}: {column.legend}" for column in columns if column.legend):
         if lines and len(longer := f"{lines[-1]} · {entry}") <= width:
@@ -99,6 +116,14 @@ def legend(comparison: Mapping[str, Any], width: int) -> str:
         else:
             lines.append(entry)
     return "\n".join(lines)
+
+
+def remarks(comparison: Mapping[str, Any]) -> list[str]:
+    """What there is to say below the table: recipes that were left out, runs that were not measured anew."""
+    lines = [f"{name} left out: {reason}" for name, reason in comparison["skipped"].items()]
+    runs = _rows(comparison).values()
+    cached = sum(bool(results.get("cached")) for results in runs)
+    return [*lines, f"{cached} of {len(runs)} rows from the cache"] if cached else lines
 
 
 def evaluation_table(results: Results) -> Table:
@@ -130,19 +155,37 @@ def plain_table(width: int) -> Table:
 
 
 def _rows(comparison: Mapping[str, Any]) -> dict[str, Results]:
-    """The results by the names of the rows."""
-    return {"floating point": comparison["fp"], **comparison["recipes"]}
+    """The results by the names of the rows, with the mean accuracy of their tasks."""
+    rows = {"floating point": comparison["fp"], **comparison["recipes"]}
+    return {name: {**results, "task_accuracy": _task_accuracy(results)} for name, results in rows.items()}
+
+
+def _task_accuracy(results: Results) -> float | None:
+    """Over the tasks that have one."""
+    found = [scores["acc"] for scores in (results.get("tasks") or {}).values() if scores.get("acc") is not None]
+    return sum(found) / len(found) if found else None
+
+
+def _value(results: Results, key: str) -> Any:
+    """The entry of a column's key."""
+    name, _, part = key.partition(".")
+    entry = results.get(name)
+    return entry.get(part) if part and isinstance(entry, Mapping) else entry
 
 
 def _filled(floating: Results) -> list[_Column]:
-    """Those that the results can fill."""
+    """The columns that the results of the original can fill, and so those of the recipes."""
     language = _LANGUAGE if floating.get("perplexity") is not None else ()
     embeddings = _EMBEDDINGS if "cosine_mean" in floating else ()
-    return [*language, *embeddings, *(_CLASSES if "accuracy" in floating else ()), *_ALWAYS]
+    classes = _CLASSES if "accuracy" in floating else ()
+    tasks = _TASKS if floating.get("task_accuracy") is not None else ()
+    speed = tuple(column for column in _SPEED if _value(floating, column.key) is not None)
+    return [*language, *embeddings, *classes, *tasks, *_ALWAYS, *speed]
 
 
-def _fitting(columns: list[_Column], rows: Mapping[str, Results], width: int) -> list[_Column]:
-    """Those that fit beside the names, the dearest ones last to go."""
+def _fitting(rows: Mapping[str, Results], width: int) -> list[_Column]:
+    """The columns that fit beside the names, the dearest ones last to go."""
+    columns = _filled(next(iter(rows.values())))
     room = width - max(map(len, rows)) - 1
     for level in range(max(column.sacrifice for column in columns), 0, -1):
         if sum(_width(column, rows) + _gap(width) for column in columns) <= room:
@@ -152,7 +195,7 @@ def _fitting(columns: list[_Column], rows: Mapping[str, Results], width: int) ->
 
 
 def _width(column: _Column, rows: Mapping[str, Results]) -> int:
-    return max(len(column.heading), *(len(column.show(results.get(column.key))) for results in rows.values()))
+    return max(len(column.heading), *(len(column.show(_value(results, column.key))) for results in rows.values()))
 
 
 def _gap(width: int) -> int:
@@ -161,7 +204,7 @@ def _gap(width: int) -> int:
 
 
 def _cells(columns: Sequence[_Column], results: Results) -> list[Text | str]:
-    return [column.show(results.get(column.key)) for column in columns]
+    return [column.show(_value(results, column.key)) for column in columns]
 
 
 def _evaluation_lines(results: Results) -> list[tuple[str, str]]:
