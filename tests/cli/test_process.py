@@ -61,6 +61,6 @@ def test_an_interruption_leaves_nothing_behind(
     started.send_signal(number)
     stdout, stderr = started.communicate(timeout=60)
     assert (started.returncode, stdout) == (status, "")
-    assert stderr.splitlines()[-1] == "interrupted; nothing was written"
+    assert stderr.splitlines()[-1] == "interrupted; no output was written"
     assert "Traceback" not in stderr
     assert sorted(tmp_path.rglob("*")) == before

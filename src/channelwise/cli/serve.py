@@ -24,7 +24,7 @@ def serve(
     device: Device = "cpu",
     debug: Debug = False,
 ) -> None:
-    """Serve a model, quantized or not, to clients of OpenAI's interface.
+    """Serve a model to OpenAI clients.
 
     Answers POST /v1/chat/completions and /v1/completions, streamed or whole, and GET /v1/models, until Ctrl-C. Requests
     are answered one after the other. Needs `pip install "channelwise[serve]"`.
