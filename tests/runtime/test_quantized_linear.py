@@ -13,7 +13,8 @@ from channelwise.numerics.grids import FloatGrid, Grid, IntegerGrid
 from channelwise.numerics.quantizer import encode, parameters_of
 from channelwise.runtime.cpu import library
 from channelwise.runtime.linear import QuantizedLinear
-from channelwise.runtime.scheme import InputScheme, LinearScheme, WeightScheme
+from channelwise.runtime.packed import INTEGER_LEVELS
+from channelwise.runtime.scheme import InputScheme, LinearScheme, WeightScheme, is_asymmetric
 from tests.runtime.layers import assert_equals_definition, build
 
 pytestmark = pytest.mark.usefixtures("kernels_or_torch")
@@ -49,6 +50,37 @@ def test_forward_is_its_definition(
 ) -> None:
     rows, columns, tokens = sizes
     layer = build(rows, columns, WeightScheme(grid, granularity), inputs, *has, seed=seed)
+    assert_equals_definition(layer, (3 * torch.randn(tokens, columns)).to(dtype))
+
+
+IN_PANELS = [Granularity("row_group", 32), Granularity("column_group", 16), Granularity("column")]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    grid=grids,
+    granularity=st.sampled_from(IN_PANELS),
+    input_grid=grids | st.sampled_from([FloatGrid(4, 3), FloatGrid(5, 2)]),
+    static=st.booleans(),
+    sizes=st.tuples(st.integers(1, 50), st.integers(1, 200), st.sampled_from([1, 2, 16, 17, 40, 260])),
+    exponents=st.booleans(),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
+    seed=st.integers(0, 1000),
+)
+def test_quantized_inputs_with_weights_in_groups_are_their_definition(
+    grid: Grid,
+    granularity: Granularity,
+    input_grid: Grid,
+    static: bool,
+    sizes: tuple[int, int, int],
+    exponents: bool,
+    dtype: torch.dtype,
+    seed: int,
+) -> None:
+    rows, columns, tokens = sizes
+    inputs = InputScheme(input_grid, "static" if static else "token")
+    weights, exponents = WeightScheme(grid, granularity), exponents and static and not is_asymmetric(input_grid)
+    layer = build(rows, columns, weights, inputs, True, scale=True, exponents=exponents, seed=seed)
     assert_equals_definition(layer, (3 * torch.randn(tokens, columns)).to(dtype))
 
 
@@ -173,6 +205,8 @@ KINDS = [
     (WeightScheme(FloatGrid(2, 1), ROW), A8),
     (WeightScheme(IntegerGrid(3, symmetric=False), Granularity("row_group", 32)), None),
     (WeightScheme(IntegerGrid(8), Granularity("column_group", 16)), None),
+    (WeightScheme(IntegerGrid(4, symmetric=False), Granularity("row_group", 32)), A8),
+    (WeightScheme(IntegerGrid(4, symmetric=False), Granularity("column_group", 16)), TOKEN),
     (WeightScheme(IntegerGrid(5), ROW), A8),
     (WeightScheme(IntegerGrid(7, symmetric=False), ROW), A8),
 ]
@@ -200,9 +234,9 @@ def test_what_gave_up_its_rows_computes_saves_copies_and_loads_as_before(
 
 
 def test_the_weight_lies_in_memory_once() -> None:
-    """Without kernels layers keep their rows."""
+    """Without kernels layers keep their rows, and below AVX-512 those whose product is torch's."""
     layer = kept(WeightScheme(IntegerGrid(4), ROW), A8)
-    assert (layer.weight_packed.numel() == 0) == library.available()
+    assert (layer.weight_packed.numel() == 0) == (library.available() and library.level() in INTEGER_LEVELS)
 
 
 def test_a_changed_part_is_seen_after_the_rows_are_gone() -> None:

@@ -25,6 +25,11 @@ class InputCodes:
     zero_point: torch.Tensor | None
     exponents: torch.Tensor | None = None
 
+    def numbers(self) -> torch.Tensor:
+        """(code − zero_point) · 2^−exponent, float32 [tokens, in_features]: the values over their step, exact."""
+        codes = self.codes if self.zero_point is None else self.codes - self.zero_point
+        return codes if self.exponents is None else codes * power_of_two(-self.exponents.long()).float()
+
     def values(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """The numbers that the codes stand for, computed in `dtype`."""
         codes = self.codes.to(dtype)

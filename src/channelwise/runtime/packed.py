@@ -1,6 +1,6 @@
 """Layers computed by the CPU's own kernels: the weight stays packed at its width, in panels (`runtime.cpu`)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -38,6 +38,11 @@ from channelwise.runtime.whole import LARGEST_INT8, MIDDLE_OF_UINT8
 FEW_ROWS = 16
 """Up to so many rows, inputs keep the precision of float32 on their way to the weight."""
 
+LARGEST_EXACT, LARGEST_IN_FLOAT32 = 2**14, 2**22
+"""Whole numbers up to which few rows of bfloat16, of float32 are exact: two and three digits of base 256, signed."""
+
+HALVES = (torch.bfloat16, torch.float16)
+
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 WIDEST_FLOAT = 6
@@ -66,6 +71,10 @@ class WeightOnly:
                 x = x.to(dtype)
         elif x.dtype != dtype:
             x = x.to(dtype)
+        return self.product(x, dtype)
+
+    def product(self, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """The product with x as it is, [tokens, out_features] in `dtype`."""
         if not torch.compiler.is_compiling():
             return weight_only_product(x, self.panels, self.bias, dtype=dtype)
         weight = self.panels
@@ -182,7 +191,43 @@ class PackedToken(PackedInteger):
         )  # fmt: skip
 
 
-Packed = WeightOnly | PackedStatic | PackedToken
+@dataclass(frozen=True)
+class PackedGroups:
+    """Quantized inputs with a packed weight in groups: the weight-only product of whole numbers, which are exact in it.
+
+    whole: the product of floating-point inputs, without bias. exact_in_bfloat16: whether the numbers of few rows are
+    (`LARGEST_EXACT`); else they are given as float32.
+    """
+
+    whole: WeightOnly
+    bias: torch.Tensor | None
+    encoder: StaticEncoder | TokenEncoder
+    exact_in_bfloat16: bool
+
+    @property
+    def panels(self) -> PairPanels:
+        """The weight."""
+        return self.whole.panels
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """See `Execution`; in float32."""
+        inputs = self.encoder(x)
+        numbers = inputs.numbers()
+        # Many rows of bfloat16 may meet weights that are rounded to it, as floating-point inputs of that dtype do.
+        narrow = self.exact_in_bfloat16 if len(x) <= FEW_ROWS else x.dtype in HALVES
+        y = self.whole.product(numbers.bfloat16() if narrow else numbers, torch.float32)
+        return y * inputs.step if self.bias is None else torch.addcmul(self.bias, y, inputs.step)
+
+    def sums(self, x: torch.Tensor) -> torch.Tensor | None:
+        """See `Execution`."""
+        return None
+
+    def stored_codes(self) -> torch.Tensor:
+        """The weight's codes as they are stored, from 0 up."""
+        return self.panels.codes()
+
+
+Packed = WeightOnly | PackedStatic | PackedToken | PackedGroups
 
 
 def packed_execution(parts: LinearParts, encoder: StaticEncoder | TokenEncoder | None) -> Execution | None:
@@ -191,7 +236,8 @@ def packed_execution(parts: LinearParts, encoder: StaticEncoder | TokenEncoder |
         return None
     if encoder is None:
         return _weight_only(parts)
-    return _integer(parts, encoder) if library.level() in INTEGER_LEVELS else None
+    integer = _integer(parts, encoder) if library.level() in INTEGER_LEVELS else None
+    return integer or _in_groups(parts, encoder)
 
 
 def _float(x: torch.Tensor) -> torch.Tensor:
@@ -210,6 +256,21 @@ def _weight_only(parts: LinearParts) -> WeightOnly | None:
     grid, scale, zero_point = weights.grid, parts.weight.scale, parts.weight.zero_point
     panels = pack_pairs(parts.packed, grid.bits, columns, code_table(grid), scale, zero_point, weights.granularity)
     return WeightOnly(panels, parts.bias, parts.transform, operators().weight_only)
+
+
+def _in_groups(parts: LinearParts, encoder: StaticEncoder | TokenEncoder) -> PackedGroups | None:
+    """For weights that have no scale per output channel alone, and inputs that are whole numbers of 22 bits."""
+    power = _largest_power(parts.input_exponent)
+    largest = max(largest_code(encoder.grid), 1) * 2**power
+    if parts.scheme.weights.granularity.kind in ("tensor", "row") or largest > LARGEST_IN_FLOAT32:
+        return None
+    plain = replace(parts, bias=None, transform=ChannelTransform(None, None))
+    whole = _weight_only(plain)
+    if whole is None:
+        return None
+    # Down columns the numbers are multiplied by scales first.
+    exact = largest <= LARGEST_EXACT and not whole.panels.down_columns
+    return PackedGroups(whole, parts.bias, encoder, exact)
 
 
 def _has_pairs(granularity: Granularity, rows: int, columns: int) -> bool:
