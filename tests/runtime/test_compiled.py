@@ -47,6 +47,8 @@ def test_compiled_layers_give_what_they_give_uncompiled(kind: str, dtype: torch.
 def test_the_operators_declare_what_they_do(kind: str) -> None:
     layer, seen = layer_of(kind), []
     execution = layer._prepared[1]
+    if not hasattr(execution, "operator"):
+        pytest.skip("below AVX-512 products of codes are torch's own operators")
     operator = execution.operator
     object.__setattr__(execution, "operator", lambda *arguments: seen.append(arguments) or operator(*arguments))
     torch.compile(layer, backend="eager")(torch.randn(5, 70))

@@ -10,11 +10,15 @@ from channelwise.numerics.granularity import ROW
 from channelwise.numerics.grids import IntegerGrid
 from channelwise.runtime.cpu import library
 from channelwise.runtime.linear import QuantizedLinear
+from channelwise.runtime.packed import INTEGER_LEVELS
 from channelwise.runtime.scheme import InputScheme, WeightScheme
 from channelwise.runtime.settling import settle
 from tests.runtime.layers import build
 
 pytestmark = pytest.mark.skipif(not library.available(), reason="the kernels were not built: no C++ compiler")
+integer_kernels = pytest.mark.skipif(
+    library.level() not in INTEGER_LEVELS, reason="below AVX-512 products of codes are torch's, and share nothing"
+)
 
 
 class Attention(nn.Module):
@@ -47,6 +51,7 @@ def test_neighbours_that_quantize_alike_share() -> None:
     assert model.out.shared_input is None
 
 
+@integer_kernels
 def test_the_same_input_is_quantized_once(monkeypatch: pytest.MonkeyPatch) -> None:
     model, x, seen = Attention(), torch.randn(3, 32), []
     settle(model)
@@ -68,6 +73,7 @@ def test_an_input_changed_in_place_is_another_one() -> None:
     assert torch.equal(model.k(x), Attention().k(x))
 
 
+@integer_kernels
 def test_codes_are_forgotten_with_their_input() -> None:
     model, x = Attention(), torch.randn(3, 32)
     settle(model)
