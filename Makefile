@@ -18,8 +18,9 @@ $(STAMP): pyproject.toml constraints.txt $(KERNELS)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
+# A process for each core, of one thread each: most models here are too small for more.
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 # The kernels' tests on a copy of the package whose kernels watch every memory access and undefined operation.
 SANITIZED := build/sanitized
@@ -27,7 +28,7 @@ sanitize: $(STAMP)
 	rm -rf $(SANITIZED)/channelwise && mkdir -p $(SANITIZED) && cp -r src/channelwise $(SANITIZED)/
 	CHANNELWISE_SANITIZE=1 $(BIN)/python setup.py --quiet build_ext --build-lib $(SANITIZED) --build-temp $(SANITIZED)/objects
 	PYTHONPATH=$(SANITIZED) ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
-		$(BIN)/python -m pytest tests/runtime/cpu
+		$(BIN)/python -m pytest --numprocesses auto --dist worksteal tests/runtime/cpu
 
 demo: $(STAMP)
 	$(BIN)/channelwise demo

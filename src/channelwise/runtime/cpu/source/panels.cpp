@@ -96,25 +96,35 @@ public:
         for (int i = 0; i < last_; ++i) straight_ = straight_ && table[i] == table[0] + i;
     }
 
-    // Σ of a row's values, which with `replace` take the place of the codes.
+    // Puts a row's values in the place of its codes, and back if they are not to stay; returns their sum.
     int32_t sum(uint8_t* codes, int64_t columns, bool replace) const {
-        return straight_ ? sum_of(codes, columns, replace, [this](int code) {
-            return code == last_ ? table_[last_] : static_cast<int8_t>(table_[0] + code);
-        }) : sum_of(codes, columns, replace, [this](int code) { return table_[code]; });
-    }
-
-private:
-    template <class F>
-    static int32_t sum_of(uint8_t* codes, int64_t columns, bool replace, const F& value_of) {
-        int32_t sum = 0;
-        for (int64_t column = 0; column < columns; ++column) sum += value_of(codes[column]);
-        if (!replace) return sum;
-        for (int64_t column = 0; column < columns; ++column) {
-            codes[column] = static_cast<uint8_t>(value_of(codes[column]));
+        if (!straight_) {
+            int32_t sum = 0;
+            for (int64_t column = 0; column < columns; ++column) {
+                const int8_t value = table_[codes[column]];
+                sum += value;
+                if (replace) codes[column] = static_cast<uint8_t>(value);
+            }
+            return sum;
         }
+        // The line is followed beyond the last code, too; what that makes of it is mended afterwards.
+        const auto first = static_cast<uint8_t>(table_[0]), last = static_cast<uint8_t>(last_);
+        const auto beyond = static_cast<uint8_t>(first + last);
+        int32_t sum = 0, lasts = 0;
+        for (int64_t column = 0; column < columns; ++column) {
+            lasts += codes[column] == last;
+            sum += codes[column];
+        }
+        sum += static_cast<int32_t>(columns) * table_[0] + lasts * (table_[last_] - last_ - table_[0]);
+        if (!replace) return sum;
+        const auto own = static_cast<uint8_t>(table_[last_]);
+        for (int64_t column = 0; column < columns; ++column) codes[column] = static_cast<uint8_t>(codes[column] + first);
+        if (lasts == 0 || own == beyond) return sum;
+        for (int64_t column = 0; column < columns; ++column) codes[column] = codes[column] == beyond ? own : codes[column];
         return sum;
     }
 
+private:
     const int8_t* table_;
     int last_;
     bool straight_ = true;
