@@ -20,7 +20,7 @@ $(STAMP): pyproject.toml constraints.txt $(KERNELS)
 
 # A process for each core, of one thread each: most models here are too small for more.
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxschedchunk 2
 
 # The kernels' tests on a copy of the package whose kernels watch every memory access and undefined operation.
 SANITIZED := build/sanitized
@@ -28,7 +28,7 @@ sanitize: $(STAMP)
 	rm -rf $(SANITIZED)/channelwise && mkdir -p $(SANITIZED) && cp -r src/channelwise $(SANITIZED)/
 	CHANNELWISE_SANITIZE=1 $(BIN)/python setup.py --quiet build_ext --build-lib $(SANITIZED) --build-temp $(SANITIZED)/objects
 	PYTHONPATH=$(SANITIZED) ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
-		$(BIN)/python -m pytest --numprocesses auto --dist worksteal tests/runtime/cpu
+		$(BIN)/python -m pytest --numprocesses auto --maxschedchunk 8 tests/runtime/cpu
 
 demo: $(STAMP)
 	$(BIN)/channelwise demo
