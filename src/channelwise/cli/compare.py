@@ -151,7 +151,7 @@ def show_comparison(results: dict[str, Any], report: Path | None, as_json: bool)
         from channelwise.report.page.comparison import write_comparison_page
 
         write_comparison_page(results, report)
-        messages_console().print(f"written to {short_path(report)}", style="dim", markup=False)
+        messages_console().print(f"written to {short_path(report)}", style="dim", markup=False, soft_wrap=True)
 
 
 def _print_tables(results: Mapping[str, Any]) -> None:

@@ -85,7 +85,8 @@ def _export(directory: str, format: str, output: Path, source: str | None, overw
         return
     for note in result.notes:
         messages_console().print(f"note: {note}", markup=False, soft_wrap=True)
-    results_console().print(f"{short_path(output)}: {format}, {megabytes(result.bytes)}", markup=False)
+    line = f"{short_path(output)}: {format}, {megabytes(result.bytes)}"
+    results_console().print(line, markup=False, soft_wrap=True)
 
 
 def _list(model: str, data: str, as_json: bool) -> None:

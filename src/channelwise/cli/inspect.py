@@ -79,4 +79,4 @@ def inspect(
             console.print("", line.text, *(f"  {item}" for item in line.items), sep="\n", markup=False)
     if report is not None and profile is not None:
         write_inspection_page(profile, report)
-        messages_console().print(f"written to {short_path(report)}", style="dim", markup=False)
+        messages_console().print(f"written to {short_path(report)}", style="dim", markup=False, soft_wrap=True)
