@@ -4,7 +4,8 @@ All input is checked before the long work begins.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,10 @@ import torch
 from channelwise import __version__
 from channelwise.checkpoint.exporting_directory import export_checkpoint
 from channelwise.checkpoint.loader import load_checkpoint
-from channelwise.checkpoint.writer import check_output, save_checkpoint
 from channelwise.comparison.comparing import compare as compare
+from channelwise.engine.joining import joined_world
 from channelwise.engine.plan import WalkRecord
-from channelwise.engine.walk import Progress, check_plan, quantize_model
+from channelwise.engine.walk import Progress, Surroundings, check_plan, quantize_model
 from channelwise.errors import InputError
 from channelwise.evaluation.generation import Generation, generate_text
 from channelwise.evaluation.measure import ImageSource, Questions, Results, TextSource, measure, prepare
@@ -28,7 +29,9 @@ from channelwise.evaluation.tasks import AskedTasks, ask_tasks, prepare_tasks, r
 from channelwise.model.batches import Data, read_data
 from channelwise.model.blocks import find_blocks
 from channelwise.opening import ModelSource, opened, opened_to_quantize
+from channelwise.quantizing import Order, write_quantized
 from channelwise.recipe import CalibrationRecipe, Recipe, RecipeSource, load_recipe
+from channelwise.runtime.linear import QuantizedLinear
 
 export = export_checkpoint
 
@@ -38,18 +41,30 @@ PROFILED_RECIPE = "outliertune-w8a8"
 
 @dataclass(frozen=True)
 class QuantizeResult:
-    """A quantized model and what was done.
+    """What was done, and the quantized model.
 
-    output: where it was written, None if nowhere. record: every site, and the walk's wall time in seconds.
+    skeleton: the model that was quantized; of one that was streamed its weights are on the meta device. record: every
+    site, and the walk's wall time in seconds. output: where it was written, None if nowhere. resumed: how many stages
+    an earlier run had finished.
     """
 
-    model: torch.nn.Module
+    skeleton: torch.nn.Module
     tokenizer: Any
     recipe: Recipe
     record: WalkRecord
     before: Sizes
     after: Sizes
     output: Path | None = None
+    resumed: int = 0
+
+    @cached_property
+    def model(self) -> torch.nn.Module:
+        """The quantized model; what was written block by block is loaded when it is first asked for."""
+        in_place = any(isinstance(module, QuantizedLinear) for module in self.skeleton.modules())
+        if self.output is None or (in_place and not self.resumed):
+            return self.skeleton
+        model: torch.nn.Module = load_checkpoint(self.output)[0]
+        return model.to(next(iter(self.skeleton.buffers()), torch.empty(0)).device)
 
 
 def quantize(
@@ -65,6 +80,8 @@ def quantize(
     seed: int = 0,
     device: str = "cpu",
     overwrite: bool = False,
+    resume: bool = False,
+    activation_memory: int | None = None,
     progress: Progress | None = None,
 ) -> QuantizeResult:
     """Quantizes a model by a recipe and writes it to `output`, if given.
@@ -75,31 +92,45 @@ def quantize(
     samples, length: of the calibration set; None takes the recipe's, cut to what there is.
     progress(label, done, total) is told of every block. Raises InputError, before anything is written.
 
+    With `output`, a model in safetensors is never whole in memory, and what is finished outlives a killed run: resume
+    goes on there. activation_memory: bytes of hidden states that stay in memory, None for all; the others are on disk.
+    Processes that torchrun started share the work.
+
         result = quantize("my-model", recipe="outliertune-w6a6", data="text.txt", output="my-model-w6a6")
     """
     chosen = load_recipe(recipe)
     plan = chosen.to_plan()
-    if output is not None:
-        check_output(Path(output), overwrite)
     readable = read_data(data)
-    source = opened_to_quantize(model, device, tokenizer=tokenizer, processor=processor)
-    loaded, tokenizer = source.model, source.tokenizer
-    check_plan(loaded, find_blocks(loaded), plan)
-    batches = source.calibration(readable, chosen.calibration, samples, length, seed)
-    before = model_sizes(loaded)
-    record = quantize_model(loaded, batches, plan, seed=seed, progress=progress)
     if output is not None:
-        save_checkpoint(
-            loaded,
-            tokenizer,
-            Path(output),
-            recipe=chosen.model_dump(mode="json"),
-            source_name=source.name(),
-            record=_stored(record),
+        order = Order(
+            model=model,
+            recipe=chosen,
+            data=readable,
+            output=Path(output),
+            tokenizer=tokenizer,
+            processor=processor,
+            samples=samples,
+            length=length,
+            seed=seed,
+            device=device,
             overwrite=overwrite,
+            resume=resume,
+            activation_memory=activation_memory,
+            progress=progress,
         )
-    where = None if output is None else Path(output)
-    return QuantizeResult(loaded, tokenizer, chosen, record, before, model_sizes(loaded), where)
+        with joined_world(device) as world:
+            done = write_quantized(order, world)
+        source = done.source
+        return QuantizeResult(
+            source.model, source.tokenizer, chosen, done.record, done.before, done.after, order.output, done.resumed
+        )
+    source = opened_to_quantize(model, device, tokenizer=tokenizer, processor=processor)
+    check_plan(source.model, find_blocks(source.model), plan)
+    batches = source.calibration(readable, chosen.calibration, samples, length, seed)
+    before = model_sizes(source.model)
+    around = Surroundings(activation_memory=activation_memory)
+    record = quantize_model(source.model, batches, plan, seed=seed, progress=progress, surroundings=around)
+    return QuantizeResult(source.model, source.tokenizer, chosen, record, before, model_sizes(source.model))
 
 
 def load(directory: str | Path) -> tuple[torch.nn.Module, Any]:
@@ -177,11 +208,6 @@ def _asked_tasks(
         return None
     report("reading the definitions of the tasks", 0, 1)
     return ask_tasks(names, folder, **options)
-
-
-def _stored(record: WalkRecord) -> dict[str, Any]:
-    """What a checkpoint keeps of the record: all but the time, so that the same work gives the same files."""
-    return {name: value for name, value in asdict(record).items() if name != "seconds"}
 
 
 def inspect(

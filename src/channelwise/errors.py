@@ -10,3 +10,7 @@ class InputError(Exception):
 
 class NumericalError(InputError):
     """A number that is not finite, met while walking the model; the message names the layer."""
+
+
+class NotStreamableError(InputError):
+    """A model whose weights cannot be taken part by part; it may well be loaded whole."""

@@ -1,34 +1,73 @@
 """What the public API is given, opened: models by directory, name or object; devices; calibration batches."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from channelwise.checkpoint.loader import is_checkpoint, load_checkpoint
-from channelwise.errors import InputError
+from channelwise.engine.keeping import InPlace
+from channelwise.errors import InputError, NotStreamableError
 from channelwise.model.batches import Batch, Data, accepted, calibration_batches, length_limit, window_length
 from channelwise.model.experts import unfuse_experts
 from channelwise.model.images import Images
 from channelwise.model.loading import load_model
 from channelwise.model.pixels import load_processor
+from channelwise.model.skeleton import can_stream, open_skeleton
+from channelwise.model.sources import model_directory
+from channelwise.model.streaming import WeightStream
 from channelwise.recipe import CalibrationRecipe
 
+CPU = torch.device("cpu")
 ModelSource = str | Path | torch.nn.Module
+
+
+@dataclass(frozen=True)
+class StreamedWeights:
+    """A model's weights from its files, part by part, on a device (`engine.keeping.Weights`)."""
+
+    stream: WeightStream
+    model: torch.nn.Module
+    device: torch.device
+    streamed: bool = True
+
+    def load(self, name: str) -> None:
+        """Puts a part's weights in place."""
+        self.stream.load(name)
+        if self.device.type != "cpu":
+            for module in self.model.get_submodule(name).modules():
+                _move(module, self.device)
+
+    def release(self, name: str) -> None:
+        """Back to the meta device."""
+        self.stream.release(name)
+
+
+def _move(module: torch.nn.Module, device: torch.device) -> None:
+    """Moves the module's own tensors, if there is anything in them."""
+    for parameter in module.parameters(recurse=False):
+        if not parameter.is_meta:
+            parameter.data = parameter.data.to(device)
+    for name, buffer in module.named_buffers(recurse=False):
+        if not buffer.is_meta:
+            module._buffers[name] = buffer.to(device)
 
 
 @dataclass(frozen=True)
 class Opened:
     """A model in evaluation mode on its device, and its tokenizer or None.
 
-    source: what it was opened from. given_processor: the caller's image processor, if any.
+    source: what it was opened from. given_processor: the caller's image processor, if any. weights: where a walk gets
+    them from; of a streamed model they are on the meta device.
     """
 
     source: ModelSource
     model: torch.nn.Module
     tokenizer: Any
     given_processor: Any = None
+    device: torch.device = CPU
+    weights: "InPlace | StreamedWeights" = field(default_factory=InPlace)
 
     def processor(self) -> Any:
         """The given image processor, or the one beside the model, or None. Raises InputError for a damaged one."""
@@ -56,7 +95,7 @@ class Opened:
             seed=seed,
             processor=self.processor() if isinstance(data, Images) else None,
         )
-        return [accepted(self.model, batch) for batch in batches]
+        return [accepted(self.model, batch, self.device) for batch in batches]
 
 
 def opened(
@@ -80,7 +119,7 @@ def opened(
         model, own = load_checkpoint(Path(source), dtype)
     else:
         model, own = load_model(source, dtype, allow_quantized=allow_quantized)
-    return Opened(source, model.to(place).eval(), own if tokenizer is None else tokenizer, processor)
+    return Opened(source, model.to(place).eval(), own if tokenizer is None else tokenizer, processor, place)
 
 
 def opened_to_quantize(source: ModelSource, device: str, *, tokenizer: Any = None, processor: Any = None) -> Opened:
@@ -88,6 +127,19 @@ def opened_to_quantize(source: ModelSource, device: str, *, tokenizer: Any = Non
     found = opened(source, device, tokenizer=tokenizer, processor=processor)
     unfuse_experts(found.model)
     return found
+
+
+def opened_to_stream(source: str | Path, device: str, *, tokenizer: Any = None) -> Opened:
+    """As `opened_to_quantize`, with nothing but its weights' shapes in memory; experts are still fused.
+
+    Raises NotStreamableError for a model that has to be loaded whole.
+    """
+    place = _device(device)
+    if not can_stream(model_directory(str(source))):
+        raise NotStreamableError(f"{source} does not hold its weights as safetensors alone")
+    model, own, stream = open_skeleton(source)
+    weights = StreamedWeights(stream, model, place)
+    return Opened(source, model, own if tokenizer is None else tokenizer, None, place, weights)
 
 
 def _device(name: str) -> torch.device:

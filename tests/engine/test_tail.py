@@ -8,7 +8,8 @@ import transformers as tf
 from torch import nn
 
 from channelwise.engine.tail import Tail, head_name, head_site
-from channelwise.model.blocks import find_blocks, hidden_of
+from channelwise.model.blocks import BlockList, find_blocks, hidden_of
+from channelwise.model.calls import capture
 from tests.checkpoint import tiny
 from tests.model.tiny_models import tiny_batch, tiny_model
 
@@ -38,6 +39,10 @@ def batch_of(model: nn.Module, seed: int, rows: int, tokens: int) -> dict[str, t
     return batch
 
 
+def tail_of(model: nn.Module, blocks: BlockList, batch: dict[str, torch.Tensor]) -> Tail:
+    return Tail(model, blocks, capture(model, blocks, [batch]).templates)
+
+
 @torch.no_grad()
 def last_hidden(model: nn.Module, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     """What the last block puts out, and the model's logits."""
@@ -54,7 +59,7 @@ def last_hidden(model: nn.Module, batch: dict[str, torch.Tensor]) -> tuple[torch
 def test_behind_the_last_blocks_hidden_state_are_the_models_own_logits(name: str) -> None:
     """Bit by bit, on a batch of another size than the one that the tail was learnt from."""
     model = build(name)
-    tail = Tail.of(model, find_blocks(model), batch_of(model, 1, 1, 5))
+    tail = tail_of(model, find_blocks(model), batch_of(model, 1, 1, 5))
     for seed, rows, tokens in ((2, 3, 12), (3, 2, 7)):
         batch = batch_of(model, seed, rows, tokens)
         hidden, logits = last_hidden(model, batch)
@@ -67,7 +72,7 @@ def test_the_blocks_are_not_computed_and_come_back(name: str) -> None:
     blocks = find_blocks(model)
     batch = batch_of(model, 2, 2, 6)
     hidden, logits = last_hidden(model, batch)
-    tail = Tail.of(model, blocks, batch_of(model, 1, 1, 4))
+    tail = tail_of(model, blocks, batch_of(model, 1, 1, 4))
     calls: list[nn.Module] = []
     inner = [module for block in blocks.modules(model) for module in block.modules() if module is not block]
     handles = [module.register_forward_hook(lambda module, _, __: calls.append(module)) for module in inner]
@@ -83,7 +88,7 @@ def test_a_run_that_fails_leaves_the_blocks_as_they_were() -> None:
     model = build("llama")
     batch = batch_of(model, 0, 2, 6)
     hidden, logits = last_hidden(model, batch)
-    tail = Tail.of(model, find_blocks(model), batch)
+    tail = tail_of(model, find_blocks(model), batch)
     with pytest.raises(RuntimeError):
         tail.run(batch, hidden[..., :-1])
     assert torch.equal(last_hidden(model, batch)[1], logits)

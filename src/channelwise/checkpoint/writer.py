@@ -1,19 +1,20 @@
 """Writing a checkpoint: into a directory beside the wanted one, which takes its place in the end or never."""
 
 import copy
-import errno
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
 from channelwise.checkpoint.card import CardFacts, model_card
+from channelwise.checkpoint.counting import Counted, counted
+from channelwise.checkpoint.disk import disk_errors_told, sync_one
+from channelwise.checkpoint.disk import sync as _sync
 from channelwise.checkpoint.format import CheckpointFormat, to_config
 from channelwise.checkpoint.shards import checkpoint_tensors, write_shards
 from channelwise.errors import InputError
@@ -32,7 +33,8 @@ SENTENCE_FILES = (
 RECORD_FILE = "quantization_record.json"
 """What was chosen at every site and layer, and what it lost: formats, directions, thresholds, losses."""
 
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+RUN = "run"
+"""The record's entry with the digest of all that the run depended on."""
 
 
 def check_output(directory: Path, overwrite: bool) -> None:
@@ -70,12 +72,51 @@ def save_checkpoint(
     Raises InputError as `check_output` does, and when the disk is full or does not take the files.
     """
     with whole_directory(directory, overwrite) as partial:
-        total = write_shards(checkpoint_tensors(model), partial)
-        _write_texts(model, tokenizer, partial, recipe, source_name, total)
-        (partial / RECORD_FILE).write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        copy_extra_files(source_name, partial)
-        # Last: what has no config.json does not load, should the process be killed before.
-        _write_config(model, partial, recipe)
+        write_shards(checkpoint_tensors(model), partial)
+        write_checkpoint_texts(
+            model,
+            tokenizer,
+            partial,
+            format=format_of(model, recipe),
+            sizes=counted(model.modules()),
+            source_name=source_name,
+            record=record,
+        )
+
+
+def write_checkpoint_texts(
+    model: Any,
+    tokenizer: Any,
+    folder: Path,
+    *,
+    format: CheckpointFormat,
+    sizes: Counted,
+    source_name: str,
+    record: dict[str, Any],
+    run: str | None = None,
+) -> None:
+    """All of a checkpoint but its weight files, which are in the folder already; config.json last.
+
+    model: a transformers model; its weights are not read, so they may be on the meta device. format: what is quantized
+    and how, with the recipe. sizes: of the whole model. source_name, record: as for `save_checkpoint`. run: digest of
+    what the run depended on, for `recorded_run`.
+    """
+    _write_texts(model, tokenizer, folder, format.recipe, source_name, sizes)
+    told = record if run is None else {**record, RUN: run}
+    (folder / RECORD_FILE).write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    copy_extra_files(source_name, folder)
+    # Last: what has no config.json does not load, should the process be killed before.
+    _write_config(model, folder, format)
+
+
+def recorded_run(directory: Path) -> str | None:
+    """The digest of what the run that wrote this checkpoint depended on; None if it is not told, or no checkpoint."""
+    try:
+        record = json.loads((Path(directory) / RECORD_FILE).read_text(encoding="utf-8"))
+        run = record.get(RUN)
+    except (OSError, ValueError, AttributeError):
+        return None
+    return run if isinstance(run, str) and (Path(directory) / "config.json").is_file() else None
 
 
 @contextmanager
@@ -85,7 +126,9 @@ def whole_directory(directory: Path, overwrite: bool) -> Iterator[Path]:
     Raises InputError as `check_output` does, and when the disk is full or does not take the files.
     """
     check_output(directory, overwrite)
-    with _told_apart(directory), _replacing(Path(directory).resolve()) as partial:
+    elsewhere = "choose another --output"
+    told = disk_errors_told(directory, if_full=f"free some space or {elsewhere}", otherwise=elsewhere)
+    with told, _replacing(Path(directory).resolve()) as partial:
         yield partial
         _sync(partial)
 
@@ -109,11 +152,11 @@ def format_of(model: torch.nn.Module, recipe: dict[str, Any]) -> CheckpointForma
     return CheckpointFormat(schemes, recipe, experts, recipe.get("attention_bits"), embeddings)
 
 
-def _write_config(model: Any, folder: Path, recipe: dict[str, Any]) -> None:
+def _write_config(model: Any, folder: Path, format: CheckpointFormat) -> None:
     config = copy.deepcopy(model.config)
     config.architectures = [type(model).__name__]
     config.dtype = model.dtype
-    config.quantization_config = to_config(format_of(model, recipe))
+    config.quantization_config = to_config(format)
     config.save_pretrained(folder)
 
 
@@ -123,29 +166,21 @@ def _write_texts(
     folder: Path,
     recipe: dict[str, Any],
     source_name: str,
-    total: int,
+    sizes: Counted,
 ) -> None:
-    layers = [module for module in model.modules() if isinstance(module, QuantizedLinear)]
-    tables = [module for module in model.modules() if isinstance(module, QuantizedEmbedding)]
     facts = CardFacts(
         source=source_name,
         architecture=type(model).__name__,
         recipe=recipe,
-        linears=len(layers),
-        bits_per_weight=_bits(layers),
-        embeddings=len(tables),
-        bits_per_embedding=_bits(tables),
-        bytes=total,
+        linears=sizes.linears,
+        bits_per_weight=sizes.bits_per_weight,
+        embeddings=sizes.embeddings,
+        bits_per_embedding=sizes.bits_per_embedding,
+        bytes=sum(path.stat().st_size for path in folder.glob("*.safetensors")),
         has_tokenizer=tokenizer is not None,
     )
     (folder / "README.md").write_text(model_card(facts), encoding="utf-8")
     write_companions(model, tokenizer, folder)
-
-
-def _bits(layers: Sequence[QuantizedLinear | QuantizedEmbedding]) -> float:
-    """Stored bits over the number of weights, 0 where there are none."""
-    entries = sum(layer.weight.numel() for layer in layers)
-    return 8.0 * sum(layer.weight_bytes() for layer in layers) / max(entries, 1)
 
 
 def copy_extra_files(source_name: str, folder: Path) -> None:
@@ -190,31 +225,4 @@ def _replacing(target: Path) -> Iterator[Path]:
             replaced.rename(target)
         raise
     shutil.rmtree(replaced, ignore_errors=True)
-    _sync_one(target.parent)
-
-
-@contextmanager
-def _told_apart(directory: Path) -> Iterator[None]:
-    """Errors of the disk as one line. safetensors tells the system's error only in its text."""
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        full = getattr(error, "errno", None) in NO_SPACE or f"os error {errno.ENOSPC}" in str(error)
-        if full:
-            advice = "free some space or choose another --output"
-            raise InputError(f"no space left on the disk while writing {directory}: {advice}") from error
-        raise InputError(f"{directory} cannot be written ({error}); choose another --output") from error
-
-
-def _sync(folder: Path) -> None:
-    for path in sorted(folder.rglob("*")):
-        _sync_one(path)
-    _sync_one(folder)
-
-
-def _sync_one(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync_one(target.parent)

@@ -56,6 +56,15 @@ Seed = Annotated[int, typer.Option("--seed", metavar="S", help="Chooses the cali
 Device = Annotated[str, typer.Option("--device", metavar="D", help="cpu, cuda, cuda:1, …")]
 Output = Annotated[Path, typer.Option("--output", metavar="DIR", help="Where the model goes.", show_default=False)]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace DIR if it exists.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with the unfinished run into DIR, if there is one.")]
+ActivationMemory = Annotated[
+    str | None,
+    typer.Option(
+        "--activation-memory",
+        metavar="SIZE",
+        help="Hidden states kept in memory, such as 2GiB; the others go to disk. Default: 4GiB.",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 # `process` looks for it among the arguments, because an error may come before a verb runs.
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]

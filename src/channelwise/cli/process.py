@@ -25,7 +25,7 @@ def run(arguments: Sequence[str]) -> int:
             return _run_verb(list(arguments) or ["--help"])
     except KeyboardInterrupt as interrupt:
         number = interrupt.args[0] if interrupt.args else signal.SIGINT
-        return _say("interrupted; no output was written", INTERRUPTED + number)
+        return _say("; ".join(["interrupted", *getattr(interrupt, "__notes__", ["no output was written"])]), INTERRUPTED + number)
     except BrokenPipeError:
         # The reader has gone (`| head`); without this, Python complains once more when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -59,7 +59,7 @@ def _failure(error: Exception, debug: bool) -> int:
 
     usage_error = typer.BadParameter.__bases__[0]  # typer exports no other name for it
     if isinstance(error, InputError):
-        return _say(f"error: {error}", BAD_INPUT)
+        return BAD_INPUT if getattr(error, "quiet", False) else _say(f"error: {error}", BAD_INPUT)
     if isinstance(error, usage_error):
         context = getattr(error, "ctx", None)
         verb = context.command_path if context else "channelwise"

@@ -12,8 +12,11 @@ Report = Callable[[str, int, int], None]
 
 
 @contextmanager
-def reported_progress() -> Iterator[Report]:
-    """A report(label, done, total) to hand to the API; the bar is gone at the end."""
+def reported_progress(silent: bool = False) -> Iterator[Report]:
+    """A report(label, done, total) to hand to the API; the bar is gone at the end. silent: nothing is shown."""
+    if silent:
+        yield lambda label, done, total: None
+        return
     console = messages_console()
     if not console.is_terminal:
         yield _plain_lines(console)

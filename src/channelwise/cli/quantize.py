@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from channelwise.cli.options import (
+    ActivationMemory,
     AsJson,
     CalibrationLength,
     Data,
@@ -12,6 +13,7 @@ from channelwise.cli.options import (
     Output,
     Overwrite,
     Recipe,
+    Resume,
     Samples,
     Seed,
     Settings,
@@ -19,6 +21,8 @@ from channelwise.cli.options import (
 
 if TYPE_CHECKING:
     from channelwise.api import QuantizeResult
+
+DEFAULT_ACTIVATION_MEMORY = "4GiB"
 
 
 def quantize(
@@ -32,21 +36,28 @@ def quantize(
     seed: Seed = 0,
     device: Device = "cpu",
     overwrite: Overwrite = False,
+    resume: Resume = False,
+    activation_memory: ActivationMemory = None,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
     """Quantize a model by a recipe, into a new directory.
 
-    After `import channelwise`, transformers loads it like any other model. Nothing is written unless all goes well.
+    After `import channelwise`, transformers loads it like any other model. It appears when all has gone well; a run
+    that was killed goes on with --resume. The model is read block by block, so it may be larger than memory.
+    Several processes share the work: torchrun --nproc-per-node N -m channelwise quantize …
     """
     from channelwise.cli.output import print_json, quiet_libraries
     from channelwise.cli.progress import reported_progress
+    from channelwise.cli.ranks import is_first
+    from channelwise.cli.sizes import bytes_of
 
     quiet_libraries()
     from channelwise import api
     from channelwise.recipe import load_recipe
 
-    with reported_progress() as progress:
+    memory = bytes_of(activation_memory or DEFAULT_ACTIVATION_MEMORY, "--activation-memory")
+    with reported_progress(silent=not is_first()) as progress:
         result = api.quantize(
             model,
             recipe=load_recipe(recipe, settings or ()),
@@ -57,8 +68,12 @@ def quantize(
             seed=seed,
             device=device,
             overwrite=overwrite,
+            resume=resume,
+            activation_memory=memory,
             progress=progress,
         )
+    if not is_first():
+        return
     if as_json:
         print_json(_as_data(model, result))
         return
@@ -73,6 +88,8 @@ def _as_data(model: str, result: "QuantizeResult") -> dict[str, Any]:
         "recipe": result.recipe.name,
         "output": str(result.output),
         "seconds": result.record.seconds,
+        "phases": result.record.phases,
+        "resumed_stages": result.resumed,
         "model_bytes_before": result.before.model_bytes,
         "model_bytes": result.after.model_bytes,
         "bits_per_weight": result.after.bits_per_weight,

@@ -12,6 +12,7 @@ from torch.nn.functional import linear as apply_linear
 from channelwise.engine.hooks import captured_call, run_until_seen, stand_ins
 from channelwise.engine.plan import InputPlan, WeightPlan
 from channelwise.engine.sampling import TokenSampler
+from channelwise.engine.world import ALONE, World
 from channelwise.methods.site import ChannelStatistics, Choice, Importance, SiteView, input_step
 from channelwise.model.linears import bias_vector, weight_matrix
 from channelwise.model.sites import Site
@@ -32,8 +33,9 @@ class SiteEvaluator:
     that attention follows, what reaches the next linear layers (so softmax(qkᵀ)v and act(gate)·up, whatever the
     architecture does in between); for a single layer its own output.
 
-    runs: one callable per search sample that runs the block on it; all_runs: one per calibration sample, of which
-    `samples` takes the sampler's tokens. importance_of: by layer, of those tokens.
+    runs: one callable per search sample that runs the block on it; all_runs: by its number one per calibration sample,
+    of which `samples` takes the sampler's tokens. Both are of this rank's samples: what is seen of them is put together
+    over the world's ranks, which all have to ask at once. importance_of: by layer, of those tokens.
     """
 
     block: nn.Module
@@ -43,9 +45,10 @@ class SiteEvaluator:
     weight_plan: WeightPlan
     input_plan: InputPlan | None
     dependents: tuple[str, ...]
-    all_runs: Sequence[Callable[[], Any]] = ()
+    all_runs: Mapping[int, Callable[[], Any]] = field(default_factory=dict)
     sampler: TokenSampler = field(default_factory=TokenSampler)
     importance_of: Mapping[str, Importance | None] = field(default_factory=dict)
+    world: World = ALONE
 
     @property
     def weight_grids(self) -> tuple[Grid, ...]:
@@ -60,8 +63,10 @@ class SiteEvaluator:
     @cached_property
     def samples(self) -> torch.Tensor:
         """The sampler's tokens of the site's input, float32 [tokens, channels]."""
-        inputs = [(index, self._site_input(run)) for index, run in enumerate(self.all_runs)]
-        return torch.cat([self.sampler.chosen(index, x).float() for index, x in inputs if x is not None])
+        inputs = [(index, self._site_input(run)) for index, run in self.all_runs.items()]
+        chosen = [self.sampler.chosen(index, x).float() for index, x in inputs if x is not None]
+        none = torch.empty(0, self.site.channels, device=self.weights[0].device)
+        return self.world.joined(torch.cat([none, *chosen]))
 
     @property
     def importance(self) -> list[Importance | None]:
@@ -84,7 +89,7 @@ class SiteEvaluator:
             outputs = [apply_linear(quantized, w, b) for w, b in zip(weights, biases, strict=True)]
             total += _squared_difference(self._observe(run, outputs, x.dtype), targets)
             tokens += x.numel() // x.shape[-1]
-        return total / max(tokens, 1)
+        return self._mean(total, tokens)
 
     def weight_loss(self, transform: ChannelTransform, linear: str, weight: torch.Tensor) -> float:
         """The same for one layer's rounded weight, its inputs and the site's other layers in floating point.
@@ -99,7 +104,11 @@ class SiteEvaluator:
             outputs[index] = apply_linear(transform.apply(x.float()), weight, bias)
             total += _squared_difference(self._observe(run, outputs, x.dtype), targets)
             tokens += x.numel() // x.shape[-1]
-        return total / max(tokens, 1)
+        return self._mean(total, tokens)
+
+    def _mean(self, total: float, tokens: int) -> float:
+        total, count = self.world.totals([total, float(tokens)])
+        return total / max(count, 1.0)
 
     @cached_property
     def _modules(self) -> tuple[nn.Module, ...]:

@@ -150,8 +150,12 @@ class SiteRecord:
 
 @dataclass(frozen=True)
 class WalkRecord:
-    """The walk: its sites in order, its wall time in seconds, and what was chosen for the token embedding."""
+    """The walk: its sites in order, its wall time in seconds, and what was chosen for the token embedding.
+
+    phases: seconds by phase of the work, over all blocks.
+    """
 
     sites: tuple[SiteRecord, ...]
     seconds: float
     embedding: dict[str, float | str] = field(default_factory=dict)
+    phases: dict[str, float] = field(default_factory=dict)

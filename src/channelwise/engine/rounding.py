@@ -8,6 +8,8 @@ import torch
 from torch import nn
 
 from channelwise.engine.plan import WeightPlan
+from channelwise.engine.rows import RowShare
+from channelwise.engine.world import ALONE, World
 from channelwise.methods.gptq import Factor, factor, gptq
 from channelwise.methods.hessian import Hessian, output_error
 from channelwise.methods.ranges import searched_parameters
@@ -23,12 +25,16 @@ PartLoss = Callable[[str, torch.Tensor], float]
 
 @dataclass(frozen=True)
 class Rounded:
-    """A rounded weight: codes int16 and values float32 [out_features, channels]."""
+    """A rounded weight: codes int16 [out_features, channels], and the parameters that decode them."""
 
     scheme: WeightScheme
     parameters: Parameters
     codes: torch.Tensor
-    values: torch.Tensor
+
+    @property
+    def values(self) -> torch.Tensor:
+        """What the codes stand for, float32."""
+        return decode(self.codes, self.parameters, self.scheme.grid, self.scheme.granularity)
 
 
 @dataclass(frozen=True)
@@ -36,7 +42,7 @@ class SiteRounding:
     """Rounds the weights of one site's layers.
 
     hessian: of the site's transformed input, shared by its layers; None only where the plan needs none. part_loss is
-    asked where the plan chooses a direction by it.
+    asked where the plan chooses a direction by it. world: the ranks that divide each layer's rows among them.
     """
 
     plan: WeightPlan
@@ -44,19 +50,19 @@ class SiteRounding:
     hessian: Hessian | None
     part_loss: PartLoss
     name: str
+    world: World = ALONE
 
     def layer(self, linear: nn.Module, name: str, layer: LayerChoice) -> LayerChoice:
         """The layer's choice with its weight rounded as the plan says; parameters that a method searched are kept.
 
         Raises NumericalError, naming the site, where GPTQ's Hessian cannot be inverted.
         """
-        weight = self.transform.fold_weight(weight_matrix(linear).detach().float())
         notes: dict[str, float | str] = {}
         if self.plan.alternative is None:
-            chosen = self._rounded(weight, layer.weights, layer.parameters)
+            chosen = self._rounded(linear, layer.weights, layer.parameters)
         else:
-            chosen, notes = self._better_direction(weight, name, layer.weights)
-        error = {} if self.hessian is None else {"loss_own": output_error(self.hessian, chosen.values - weight)}
+            chosen, notes = self._better_direction(linear, name, layer.weights)
+        error = {} if self.hessian is None else {"loss_own": self._own_loss(linear, chosen, self.hessian)}
         return replace(
             layer,
             weights=chosen.scheme,
@@ -66,32 +72,51 @@ class SiteRounding:
         )
 
     def _better_direction(
-        self, weight: torch.Tensor, name: str, scheme: WeightScheme
+        self, linear: nn.Module, name: str, scheme: WeightScheme
     ) -> tuple[Rounded, dict[str, float | str]]:
         """AdaDim (arXiv 2309.15531, eq. 4): the direction with the lower loss, per output channel if they are equal."""
         assert self.plan.alternative is not None
         directions = {"oc": scheme, "ic": WeightScheme(scheme.grid, self.plan.alternative)}
-        rounded = {direction: self._rounded(weight, found, None) for direction, found in directions.items()}
-        losses = {direction: self._loss(name, weight, found) for direction, found in rounded.items()}
+        rounded = {direction: self._rounded(linear, found, None) for direction, found in directions.items()}
+        losses = {direction: self._loss(linear, name, found) for direction, found in rounded.items()}
         best = min(losses, key=losses.__getitem__)
         return rounded[best], {"direction": best, "loss_oc": losses["oc"], "loss_ic": losses["ic"]}
 
-    def _loss(self, name: str, weight: torch.Tensor, rounded: Rounded) -> float:
+    def _loss(self, linear: nn.Module, name: str, rounded: Rounded) -> float:
         if self.plan.choose_on == "part" or self.hessian is None:
             return self.part_loss(name, rounded.values)
-        return output_error(self.hessian, rounded.values - weight)
+        return self._own_loss(linear, rounded, self.hessian)
 
-    def _rounded(self, weight: torch.Tensor, scheme: WeightScheme, parameters: Parameters | None) -> Rounded:
+    def _own_loss(self, linear: nn.Module, rounded: Rounded, hessian: Hessian) -> float:
+        """The squared change of the layer's outputs, each rank adding that of its rows."""
+        grid, granularity = rounded.scheme.grid, rounded.scheme.granularity
+        share = RowShare.of(self.world, len(rounded.codes), granularity)
+        parameters = share.of_parameters(rounded.parameters) or rounded.parameters
+        values = decode(share.of_weight(rounded.codes), parameters, grid, granularity)
+        return share.total(output_error(hessian, values.sub_(self._weight(linear, share))))
+
+    def _weight(self, linear: nn.Module, share: RowShare) -> torch.Tensor:
+        """This rank's rows of the transformed weight, float32."""
+        return self.transform.fold_weight(share.of_weight(weight_matrix(linear).detach()).float())
+
+    def _rounded(self, linear: nn.Module, scheme: WeightScheme, parameters: Parameters | None) -> Rounded:
+        grid, granularity = scheme.grid, scheme.granularity
+        share = RowShare.of(self.world, len(weight_matrix(linear)), granularity)
+        codes, found = self._rounded_rows(self._weight(linear, share), scheme, share.of_parameters(parameters))
+        return Rounded(scheme, share.joined_parameters(found), share.joined_codes(codes, grid))
+
+    def _rounded_rows(
+        self, weight: torch.Tensor, scheme: WeightScheme, parameters: Parameters | None
+    ) -> tuple[torch.Tensor, Parameters]:
+        """Codes and parameters of some rows of a weight, which are transformed already."""
         grid, granularity = scheme.grid, scheme.granularity
         if self.plan.search_clip and self.hessian is not None:
             parameters = searched_parameters(weight, self.hessian.matrix, grid, granularity)
         if self.plan.rounding is not None:
             fixed = None if granularity.kind in ("column", "column_group") else parameters
-            codes, parameters = gptq(weight, self._factor, grid, granularity, self.plan.rounding, fixed)
-        else:
-            parameters = parameters or parameters_of(weight, grid, granularity)
-            codes = encode(weight, parameters, grid, granularity)
-        return Rounded(scheme, parameters, codes, decode(codes, parameters, grid, granularity))
+            return gptq(weight, self._factor, grid, granularity, self.plan.rounding, fixed)
+        parameters = parameters or parameters_of(weight, grid, granularity)
+        return encode(weight, parameters, grid, granularity), parameters
 
     @cached_property
     def _factor(self) -> Factor:

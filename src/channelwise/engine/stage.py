@@ -10,11 +10,13 @@ from torch import nn
 
 from channelwise.engine.evaluator import SiteEvaluator, loss_dependents, with_searched_clip
 from channelwise.engine.hooks import run_until_seen
+from channelwise.engine.phases import Phases
 from channelwise.engine.plan import Plan, SiteRecord
 from channelwise.engine.quantize import plain_input, plain_layer, quantize_linear
 from channelwise.engine.rounding import SiteRounding
 from channelwise.engine.sampling import TokenSampler
-from channelwise.engine.statistics import StatisticsBuilder
+from channelwise.engine.statistics import StatisticsBuilder, joined_hessian, joined_statistics
+from channelwise.engine.world import ALONE, World
 from channelwise.errors import NumericalError
 from channelwise.methods.hessian import Hessian, HessianBuilder
 from channelwise.methods.site import ChannelStatistics, Choice, Importance, InputQuantizer, LayerChoice
@@ -24,6 +26,9 @@ from channelwise.numerics.transform import ChannelTransform
 from channelwise.runtime.linear import QuantizedLinear
 from channelwise.runtime.scheme import InputScheme
 
+HESSIAN_BYTES = 2**29
+"""Of the Hessians that are gathered at once, unless one alone has more."""
+
 FEW_TOKENS = "fewer calibration tokens than channels, so GPTQ rests on its damping; give more samples"
 
 
@@ -31,19 +36,21 @@ FEW_TOKENS = "fewer calibration tokens than channels, so GPTQ rests on its dampi
 class Stage:
     """A part of a model that is quantized as one: a block, or the whole model with what is behind its blocks.
 
-    name: the root's full name, "" for the model. run(sample) runs the root on a calibration sample, of which there
-    are `samples`. search: the samples that a search by transformed outputs looks at. importance: by full name of a
-    layer, as `fisher.output_importance` gives it.
+    name: the root's full name, "" for the model. run(sample) runs the root on one of this rank's calibration samples.
+    search: those of them that a search by transformed outputs looks at. importance: by full name of a layer, as
+    `fisher.output_importance` gives it. world: the processes that share the samples; all take the same decisions.
     """
 
     root: nn.Module
     name: str
     sites: tuple[Site, ...]
     run: Callable[[int], Any]
-    samples: int
+    samples: Sequence[int]
     search: Sequence[int]
     sampler: TokenSampler
     importance: Mapping[str, Importance] = field(default_factory=dict)
+    world: World = ALONE
+    phases: Phases = field(default_factory=Phases)
 
     def full(self, linear: str) -> str:
         """The full name of one of its layers."""
@@ -70,19 +77,40 @@ def quantize_sites(stage: Stage, sites: Sequence[Site], plan: Plan) -> tuple[lis
 
     Raises NumericalError, naming the layer, for numbers that are not finite and Hessians that cannot be inverted.
     """
-    seen = _collect(stage, sites, plan)
-    records, replacements = [], {}
-    for site in sites:
-        found = seen.get(site.name)
-        if found is None:
-            layers, choice = _unseen(stage, site, plan), Choice(ChannelTransform())
-            records.append(_unseen_record(stage, site))
-        else:
-            _check_finite(found.statistics, stage.full(site.name))
-            choice, layers = _chosen(stage, site, found, plan)
-            records.append(_record(stage, site, found.statistics, choice, layers))
-        replacements.update(_quantized(stage, choice.transform, layers))
+    records: list[SiteRecord] = []
+    replacements: Replacements = {}
+    for part in _parts(sites, plan):
+        with stage.phases.of("statistics"):
+            seen = _collect(stage, part, plan)
+        for site in part:
+            record, layers = _quantized_site(stage, site, seen.pop(site.name, None), plan)
+            records.append(record)
+            replacements.update(layers)
     return records, replacements
+
+
+def _quantized_site(stage: Stage, site: Site, seen: "_Seen | None", plan: Plan) -> tuple[SiteRecord, Replacements]:
+    if seen is None:
+        return _unseen_record(stage, site), _quantized(stage, ChannelTransform(), _unseen(stage, site, plan))
+    _check_finite(seen.statistics, stage.full(site.name))
+    choice, layers = _chosen(stage, site, seen, plan)
+    with stage.phases.of("round"):
+        replacements = _quantized(stage, choice.transform, layers)
+    return _record(stage, site, seen.statistics, choice, layers), replacements
+
+
+def _parts(sites: Sequence[Site], plan: Plan) -> list[list[Site]]:
+    """The sites in parts whose Hessians are in memory at once: many experts' would be more than their block."""
+    parts: list[list[Site]] = [[]]
+    size = 0
+    for site in sites:
+        hessian = 4 * site.channels**2 if plan.weights.needs_hessian else 0
+        if parts[-1] and size + hessian > HESSIAN_BYTES:
+            parts.append([])
+            size = 0
+        parts[-1].append(site)
+        size += hessian
+    return parts
 
 
 def install(stage: Stage, layers: Replacements) -> None:
@@ -100,13 +128,15 @@ def _collect(stage: Stage, sites: Sequence[Site], plan: Plan) -> dict[str, _Seen
         if site in hessians:
             hessians[site].update(x)
 
-    for run in stage.runs(range(stage.samples)):
+    for run in stage.runs(stage.samples):
         run_until_seen(run, stage.root, list(builders), see)
-    return {
-        site: _Seen(builder.finish(), hessians[site].finish() if site in hessians else None)
-        for site, builder in builders.items()
-        if builder.tokens
-    }
+    found = {}
+    for site in list(builders):
+        builder = joined_statistics(builders.pop(site), stage.world)
+        hessian = joined_hessian(hessians.pop(site), stage.world) if site in hessians else None
+        if builder.tokens:
+            found[site] = _Seen(builder.finish(), None if hessian is None else hessian.finish())
+    return found
 
 
 def _hessian_builder(stage: Stage, site: Site) -> HessianBuilder:
@@ -125,13 +155,15 @@ def _chosen(stage: Stage, site: Site, seen: _Seen, plan: Plan) -> tuple[Choice, 
         weight_plan=plan.weights,
         input_plan=site_plan.inputs,
         dependents=loss_dependents(site),
-        all_runs=stage.runs(range(stage.samples)),
+        all_runs=dict(zip(stage.samples, stage.runs(stage.samples), strict=True)),
         sampler=stage.sampler,
+        world=stage.world,
         importance_of={linear: stage.importance.get(stage.full(linear)) for linear in site.linears},
     )
-    choice = site_plan.method.choose(evaluator)
-    if site_plan.search_clip:
-        choice = with_searched_clip(choice, evaluator)
+    with stage.phases.of("choose"):
+        choice = site_plan.method.choose(evaluator)
+        if site_plan.search_clip:
+            choice = with_searched_clip(choice, evaluator)
     if plan.weights.rounding is not None and seen.statistics.tokens < site.channels:
         choice = replace(choice, notes={**choice.notes, "warning": FEW_TOKENS})
     scheme = None if site_plan.inputs is None else site_plan.inputs.scheme
@@ -143,16 +175,19 @@ def _chosen(stage: Stage, site: Site, seen: _Seen, plan: Plan) -> tuple[Choice, 
         None if seen.hessian is None else seen.hessian.transformed(choice.transform),
         lambda name, weight: evaluator.weight_loss(choice.transform, name, weight),
         stage.full(site.name),
+        stage.world,
     )
-    for index, linear in enumerate(site.linears):
-        if plan.excludes(stage.full(linear)):
-            continue
-        module = stage.root.get_submodule(linear)
-        if choice.layers is not None:
-            layer = choice.layers[index]
-        else:
-            layer = plain_layer(module, choice.transform, plan.weights.scheme, inputs)
-        layers[linear] = rounding.layer(module, linear, layer) if plan.weights.needs_hessian else layer
+    with stage.phases.of("round"):
+        for index, linear in enumerate(site.linears):
+            if plan.excludes(stage.full(linear)):
+                continue
+            module = stage.root.get_submodule(linear)
+            if choice.layers is not None:
+                layer = choice.layers[index]
+            else:
+                layer = plain_layer(module, choice.transform, plan.weights.scheme, inputs)
+            rounded = plan.weights.needs_hessian or stage.world.size > 1
+            layers[linear] = rounding.layer(module, linear, layer) if rounded else layer
     return choice, layers
 
 

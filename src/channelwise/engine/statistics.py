@@ -5,6 +5,8 @@ from enum import Enum
 
 import torch
 
+from channelwise.engine.world import World
+from channelwise.methods.hessian import HessianBuilder
 from channelwise.methods.site import ChannelStatistics
 
 
@@ -62,3 +64,27 @@ class StatisticsBuilder:
         center = (self.center_sum / self.samples).float()
         mean_absolute = (self.absolute_sum / self.tokens).float()
         return ChannelStatistics(self.minimum, self.maximum, center, self.tokens, mean_absolute)
+
+
+def joined_statistics(builder: StatisticsBuilder, world: World) -> StatisticsBuilder:
+    """The statistics of all ranks' samples, by each one's reduction; the same on every rank."""
+    reduced = {
+        Reduction.MINIMUM: world.minimum,
+        Reduction.MAXIMUM: world.maximum,
+        Reduction.SUM: world.total,
+    }
+    for name, reduction in REDUCTIONS.items():
+        own = getattr(builder, name)
+        if isinstance(own, torch.Tensor):
+            setattr(builder, name, reduced[reduction](own))
+        else:
+            setattr(builder, name, int(world.totals([own])[0]))
+    return builder
+
+
+def joined_hessian(builder: HessianBuilder, world: World) -> HessianBuilder:
+    """The sums of all ranks' samples; the same on every rank."""
+    builder.matrix = world.total(builder.matrix, in_place=True)
+    builder.total = world.total(builder.total)
+    builder.tokens = int(world.totals([builder.tokens])[0])
+    return builder

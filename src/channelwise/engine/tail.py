@@ -38,23 +38,6 @@ class Tail:
     blocks: BlockList
     templates: tuple[Any, ...]
 
-    @classmethod
-    def of(cls, model: nn.Module, blocks: BlockList, batch: Batch) -> "Tail":
-        """The tail of a model, from one forward pass on a few tokens."""
-        found: dict[int, Any] = {}
-        handles = [
-            module.register_forward_hook(lambda _, __, output, index=index: found.__setitem__(index, output))
-            for index, module in enumerate(blocks.modules(model))
-        ]
-        try:
-            with torch.no_grad():
-                model(**batch)
-        finally:
-            for handle in handles:
-                handle.remove()
-        templates = tuple(with_hidden(found[index], torch.empty(0)) for index in range(len(blocks.names)))
-        return cls(model, blocks, templates)
-
     def run(self, batch: Batch, hidden: torch.Tensor) -> Any:
         """The model's output on this batch, with `hidden` [batch, tokens, channels] as its last block's output."""
         forwards: dict[str, Callable[..., Any]] = {

@@ -3,25 +3,33 @@
 import random
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from torch import nn
 
 from channelwise.engine.embedding import quantize_embedding
 from channelwise.engine.fisher import output_importance
+from channelwise.engine.hidden import HiddenStates, nowhere
+from channelwise.engine.keeping import InPlace, Keeper, KeepNothing, StageOutcome, Weights, loaded
+from channelwise.engine.phases import Phases
 from channelwise.engine.plan import Plan, SiteRecord, WalkRecord
 from channelwise.engine.sampling import TokenSampler
 from channelwise.engine.stage import Replacements, Stage, install, quantize_sites
 from channelwise.engine.tail import Tail, head_name, head_site
-from channelwise.errors import InputError, NumericalError
+from channelwise.engine.world import ALONE, World
+from channelwise.errors import InputError, NotStreamableError, NumericalError
 from channelwise.methods.site import Importance
 from channelwise.model.attention import use_quantized_attention
 from channelwise.model.batches import is_causal
 from channelwise.model.blocks import BlockList, find_blocks
-from channelwise.model.calls import capture_calls
-from channelwise.model.linears import is_linear, linear_names, weight_matrix
+from channelwise.model.calls import Captured, capture
+from channelwise.model.experts import unfuse_experts
+from channelwise.model.linears import is_linear, linear_names, replace_module, weight_matrix
 from channelwise.model.sites import Site, discover_sites
 from channelwise.model.ties import forget_ties
+from channelwise.runtime.embedding import QuantizedEmbedding
 from channelwise.runtime.linear import QuantizedLinear
 
 Batch = dict[str, torch.Tensor]
@@ -29,37 +37,64 @@ Progress = Callable[[str, int, int], None]
 
 PROBE_SAMPLES = 2
 PROBE_TOKENS = 16
+PROBE = -1
+"""The number of the few tokens that sites are found with, among the samples."""
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What a walk works with beside the model.
+
+    weights: where they come from. keeper: what finished stages and hidden states outlive the walk in. world: the
+    processes that share the work. activation_memory: bytes of hidden states that stay in memory, None for all.
+    """
+
+    weights: Weights = field(default_factory=InPlace)
+    keeper: Keeper = field(default_factory=KeepNothing)
+    world: World = ALONE
+    activation_memory: int | None = None
 
 
 @torch.no_grad()
 def quantize_model(
-    model: nn.Module, batches: Sequence[Batch], plan: Plan, *, seed: int = 0, progress: Progress | None = None
+    model: nn.Module,
+    batches: Sequence[Batch],
+    plan: Plan,
+    *,
+    seed: int = 0,
+    progress: Progress | None = None,
+    surroundings: Surroundings | None = None,
 ) -> WalkRecord:
     """Quantizes every linear layer of the model's blocks in place.
 
     batches: model inputs without padding. progress(label, done, total) is told of every finished block.
-    Memory beside the model: the hidden states of the calibration set at one block boundary, one block's statistics.
+    Memory beside the model, or beside one block where weights are streamed: the hidden states of the calibration set
+    at one block boundary, one block's statistics. A streamed model is on the meta device again when it is done.
     Raises InputError for a plan that does not fit the model and NumericalError for numbers that are not finite,
-    both before the block that they concern is changed.
+    both before the block that they concern is changed; NotStreamableError for a model that has to be whole in memory.
     """
     started = time.perf_counter()
+    around = surroundings or Surroundings()
     blocks = find_blocks(model)
-    check_plan(model, blocks, plan)
+    if not around.weights.streamed:
+        check_plan(model, blocks, plan)
     report = progress or (lambda label, done, total: None)
+    names = (*blocks.names, "")
     stages = len(blocks.names) + (head_to_quantize(model, plan) is not None)
-    report("reading the calibration data", 0, stages)
-    walker = _Walker(model, blocks, plan, batches, seed)
-    records: list[SiteRecord] = []
-    for index, name in enumerate(blocks.names):
-        report(f"block {index + 1} of {len(blocks.names)}", index, stages)
-        records += walker.quantize_block(index, name)
-    if stages > len(blocks.names):
-        report("output layer", len(blocks.names), stages)
-        records += walker.quantize_head()
+    outcomes = list(around.keeper.finished)
+    if len(outcomes) < len(names):
+        report("reading the calibration data", min(len(outcomes), stages), stages)
+        walker = Walker(model, blocks, plan, batches, seed, around)
+        for index in range(len(outcomes), len(names)):
+            label = f"block {index + 1} of {len(blocks.names)}" if names[index] else "output layer"
+            if names[index] or stages > len(blocks.names):
+                report(label, index, stages)
+            outcomes.append(walker.stage(index))
     report("done", stages, stages)
-    embedding = walker.finish_embedding()
     forget_ties(model)
-    return WalkRecord(tuple(records), time.perf_counter() - started, embedding)
+    records = tuple(record for outcome in outcomes for record in outcome.records)
+    seconds = {phase: sum(outcome.seconds.get(phase, 0.0) for outcome in outcomes) for phase in Phases().seconds}
+    return WalkRecord(records, time.perf_counter() - started, outcomes[-1].notes, seconds)
 
 
 def head_to_quantize(model: nn.Module, plan: Plan) -> str | None:
@@ -88,56 +123,60 @@ def check_plan(model: nn.Module, blocks: BlockList, plan: Plan) -> None:
         raise InputError("the recipe's `exclude` leaves no linear layer to quantize; exclude less")
 
 
-class _Walker:
-    """The state of one walk: the calls of every block, and the hidden states at the current block boundary."""
+class Walker:
+    """The state of one walk: the calls of every block, and the hidden states at the current block boundary.
 
-    def __init__(self, model: nn.Module, blocks: BlockList, plan: Plan, batches: Sequence[Batch], seed: int) -> None:
-        self.model, self.blocks, self.plan, self.batches = model, blocks, plan, batches
+    Of the batches, a rank runs its share only; the few tokens to find sites with are every rank's.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        blocks: BlockList,
+        plan: Plan,
+        batches: Sequence[Batch],
+        seed: int,
+        around: Surroundings,
+    ) -> None:
+        self.model, self.blocks, self.plan, self.batches, self.around = model, blocks, plan, batches, around
+        self.phases = Phases()
         self.probe = _probe_batch(batches[0])
+        self.own = list(around.world.share([float(next(iter(batch.values())).numel()) for batch in batches]))
+        device, folder = next(iter(self.probe.values())).device, around.keeper.hidden_folder
+        self.hidden = HiddenStates(around.activation_memory, folder, device)
+        # The same on every rank, so one of them keeps it.
+        self.probe_hidden = HiddenStates(None, folder if around.world.rank == 0 else nowhere, device)
+        if around.weights.streamed and asks_for_importance(model, plan):
+            raise NotStreamableError("its recipe weighs errors by gradients through the whole model")
+        with self.phases.of("read"):
+            around.weights.load("")
+        self.embedding: dict[str, float | str] | None = None
         self.sampler = TokenSampler(min(1.0, plan.search_tokens / self._count_tokens()), seed)
         self.importance = self._importance(seed)
         if plan.attention_bits is not None:
             use_quantized_attention(model, plan.attention_bits)
-        self.embedding: dict[str, float | str] | None = None
         if plan.calibrate_on == "quantized":
             self.finish_embedding()
-        self.calls = capture_calls(model, blocks, [self.probe, *batches])
-        self.hidden = [sample[0].hidden() for sample in self.calls]
+        self.captured = self._capture()
         self.search = self._search_samples(seed)
+        self._begin()
+        self.embeddings = _quantized_embeddings(model)
+        around.weights.release("")
 
-    def quantize_block(self, index: int, name: str) -> list[SiteRecord]:
-        """Quantizes one block and moves the hidden states behind it."""
-        block = self.model.get_submodule(name)
-        sites = discover_sites(block, self.calls[0][index].with_hidden(self.hidden[0]))
-        stage = Stage(
-            root=block,
-            name=name,
-            sites=tuple(s for s in sites if not all(self.plan.excludes(f"{name}.{linear}") for linear in s.linears)),
-            run=lambda sample: self.calls[sample + 1][index].run(block, self.hidden[sample + 1]),
-            samples=len(self.batches),
-            search=self.search,
-            sampler=self.sampler,
-            importance=self.importance,
-        )
-        return self._quantize_stage(stage, lambda: self._advance(block, index, name))
-
-    def quantize_head(self) -> list[SiteRecord]:
-        """Quantizes the layer behind the blocks that gives the logits."""
-        name = head_to_quantize(self.model, self.plan)
-        if name is None:
-            return []
-        tail = Tail.of(self.model, self.blocks, self.probe)
-        stage = Stage(
-            root=self.model,
-            name="",
-            sites=(head_site(self.model, name),),
-            run=lambda sample: tail.run(self.batches[sample], self.hidden[sample + 1]),
-            samples=len(self.batches),
-            search=self.search,
-            sampler=self.sampler,
-            importance=self.importance,
-        )
-        return self._quantize_stage(stage, lambda: None)
+    def stage(self, index: int) -> StageOutcome:
+        """Quantizes the block of this number, or behind the last one what is outside the blocks, and keeps it."""
+        name = (*self.blocks.names, "")[index]
+        weights = self.around.weights
+        with self.phases.of("read"):
+            weights.load(name)
+        try:
+            records = self._quantize_block(index, name) if name else self._quantize_outside()
+            outcome = StageOutcome(tuple(records), {} if name else self.finish_embedding(), self.phases.taken())
+            with self.phases.of("write"):
+                self.around.keeper.finish(index, name, self.model.get_submodule(name), outcome)
+        finally:
+            weights.release(name)
+        return replace(outcome, seconds={**outcome.seconds, "write": self.phases.taken()["write"]})
 
     def finish_embedding(self) -> dict[str, float | str]:
         """Quantizes the token embedding, unless that is done or not wanted; what was chosen."""
@@ -145,6 +184,64 @@ class _Walker:
             plan = self.plan.embedding
             self.embedding = {} if plan is None else quantize_embedding(self.model, plan)
         return self.embedding
+
+    def _capture(self) -> Captured:
+        weights = self.around.weights
+        in_place = partial(loaded, weights) if weights.streamed else None
+        return capture(self.model, self.blocks, [self.probe, *(self.batches[own] for own in self.own)], in_place)
+
+    def _begin(self) -> None:
+        """Puts the hidden states where the walk begins: before the first block, or where an earlier walk came to."""
+        finished = len(self.around.keeper.finished)
+        if finished:
+            self.hidden.restore(finished, self.own)
+            self.probe_hidden.restore(finished, [PROBE], self.around.keeper.hidden_folder)
+            return
+        self.probe_hidden[PROBE] = self.captured.calls[0][0].hidden()
+        for place, sample in enumerate(self.own):
+            calls = self.captured.calls[place + 1]
+            self.hidden[sample] = calls[0].hidden()
+            calls[0] = calls[0].with_hidden(None)
+
+    def _run(self, index: int, block: nn.Module, sample: int) -> torch.Tensor:
+        """The block's output for one of this rank's samples."""
+        return self.captured.calls[self.own.index(sample) + 1][index].run(block, self.hidden[sample])
+
+    def _quantize_block(self, index: int, name: str) -> list[SiteRecord]:
+        """Quantizes one block and moves the hidden states behind it."""
+        block = self.model.get_submodule(name)
+        unfuse_experts(block)
+        with self.phases.of("sites"):
+            sites = discover_sites(block, self.captured.calls[0][index].with_hidden(self.probe_hidden[PROBE]))
+        kept = tuple(s for s in sites if not all(self.plan.excludes(f"{name}.{linear}") for linear in s.linears))
+        stage = self._stage(block, name, kept, lambda sample: self._run(index, block, sample))
+        return self._quantize_stage(stage, lambda: self._advance(block, index, name))
+
+    def _quantize_outside(self) -> list[SiteRecord]:
+        """Quantizes the layer behind the blocks that gives the logits, and the embedding."""
+        for embedding, quantized in self.embeddings.items():
+            replace_module(self.model, embedding, quantized)
+        name = head_to_quantize(self.model, self.plan)
+        if name is None:
+            return []
+        tail = Tail(self.model, self.blocks, self.captured.templates)
+        sites = (head_site(self.model, name),)
+        stage = self._stage(self.model, "", sites, lambda sample: tail.run(self.batches[sample], self.hidden[sample]))
+        return self._quantize_stage(stage, lambda: None)
+
+    def _stage(self, root: nn.Module, name: str, sites: tuple[Site, ...], run: Callable[[int], object]) -> Stage:
+        return Stage(
+            root=root,
+            name=name,
+            sites=sites,
+            run=run,
+            samples=self.own,
+            search=self.search,
+            sampler=self.sampler,
+            importance=self.importance,
+            world=self.around.world,
+            phases=self.phases,
+        )
 
     def _quantize_stage(self, stage: Stage, advance: Callable[[], None]) -> list[SiteRecord]:
         """All sites of a stage, in the plan's order of looking and replacing; then on behind it."""
@@ -158,7 +255,8 @@ class _Walker:
                 later |= layers
             else:
                 install(stage, layers)
-        advance()
+        with self.phases.of("advance"):
+            advance()
         install(stage, later)
         # What the integer products prepared would otherwise stay in memory for every stage that is done.
         for module in stage.root.modules():
@@ -173,26 +271,33 @@ class _Walker:
         return [[site for site in sites if site.level == level] for level in sorted({site.level for site in sites})]
 
     def _advance(self, block: nn.Module, index: int, name: str) -> None:
-        for sample, hidden in enumerate(self.hidden):
-            self.hidden[sample] = self.calls[sample][index].run(block, hidden)
-            if not bool(torch.isfinite(self.hidden[sample]).all()):
-                original = self.plan.calibrate_on == "original"
-                advice = "check the model's weights and dtype" if original else "after quantization; try more bits"
-                raise NumericalError(f"{name}: its output is not finite{',' if original else ''} {advice}")
+        self.hidden.advance()
+        self.probe_hidden.advance()
+        with self.around.world.agree():
+            probe = self.captured.calls[0][index]
+            self.probe_hidden[PROBE] = self._finite(probe.run(block, self.probe_hidden[PROBE]), name)
+            for sample in self.own:
+                self.hidden[sample] = self._finite(self._run(index, block, sample), name)
+
+    def _finite(self, state: torch.Tensor, name: str) -> torch.Tensor:
+        if not bool(torch.isfinite(state).all()):
+            original = self.plan.calibrate_on == "original"
+            advice = "check the model's weights and dtype" if original else "after quantization; try more bits"
+            raise NumericalError(f"{name}: its output is not finite{',' if original else ''} {advice}")
+        return state
 
     def _count_tokens(self) -> float:
         """How many tokens the calibration set has; how many an image is made of, only the model knows."""
         ids = [batch["input_ids"].numel() for batch in self.batches if "input_ids" in batch]
         if ids:
             return float(sum(ids))
-        hidden = capture_calls(self.model, self.blocks, [self.probe])[0][0].hidden()
+        hidden = capture(self.model, self.blocks, [self.probe]).calls[0][0].hidden()
         items = sum(len(next(iter(batch.values()))) for batch in self.batches)
         return hidden[..., 0].numel() / len(next(iter(self.probe.values()))) * items
 
     def _importance(self, seed: int) -> dict[str, Importance]:
         """The Fisher information of every layer's output, where the plan's objective asks for it."""
-        objective = self.plan.objective
-        if objective == "output" or (objective == "auto" and is_causal(self.model)):
+        if not asks_for_importance(self.model, self.plan):
             return {}
         first = self.model.get_submodule(self.blocks.names[0])
         names = [f"{block}.{n}" for block in self.blocks.names for n in linear_names(self.model.get_submodule(block))]
@@ -202,16 +307,28 @@ class _Walker:
         )
 
     def _search_samples(self, seed: int) -> list[int]:
-        """Calibration samples (batches) in random order until `search_tokens` are reached."""
+        """Calibration samples (batches) in random order until `search_tokens` are reached; of these this rank's."""
+        own = [calls[0].hidden()[..., 0].numel() for calls in self.captured.calls[1:]]
+        tokens = [count for counts in self.around.world.gathered(own) for count in counts]
         order = list(range(len(self.batches)))
         random.Random(seed).shuffle(order)
-        chosen, tokens = [], 0
+        chosen, total = [], 0
         for sample in order:
             chosen.append(sample)
-            tokens += self.hidden[sample + 1][..., 0].numel()
-            if tokens >= self.plan.search_tokens:
+            total += tokens[sample]
+            if total >= self.plan.search_tokens:
                 break
-        return chosen
+        return [sample for sample in chosen if sample in self.own]
+
+
+def _quantized_embeddings(model: nn.Module) -> dict[str, nn.Module]:
+    modules = model.named_modules(remove_duplicate=False)
+    return {name: module for name, module in modules if isinstance(module, QuantizedEmbedding)}
+
+
+def asks_for_importance(model: nn.Module, plan: Plan) -> bool:
+    """Whether the plan weighs errors by gradients, which go through the whole model."""
+    return plan.objective == "fisher" or (plan.objective == "auto" and not is_causal(model))
 
 
 def _probe_batch(batch: Batch) -> Batch:

@@ -170,7 +170,7 @@ class _Block:
             name=self.name,
             sites=tuple(s for s in sites if not all(plan.excludes(f"{self.name}.{linear}") for linear in s.linears)),
             run=lambda sample: runs[sample](),
-            samples=len(runs),
+            samples=range(len(runs)),
             search=range(searched),
             sampler=TokenSampler(min(1.0, plan.search_tokens / max(tokens, 1))),
         )

@@ -23,7 +23,7 @@ class Sizes:
 
 def model_sizes(model: nn.Module) -> Sizes:
     """The sizes of a model, quantized or not."""
-    return Sizes(_stored_bytes(model), _bits_per_weight(model))
+    return Sizes(_stored_bytes(model), bits_per_weight(model))
 
 
 def _stored_bytes(model: nn.Module) -> int:
@@ -39,8 +39,8 @@ def _is_tensor(value: object) -> bool:
     return isinstance(value, torch.Tensor)
 
 
-def _bits_per_weight(model: nn.Module) -> float | None:
-    """Stored bits over the number of weights."""
+def bits_per_weight(model: nn.Module) -> float | None:
+    """Stored bits over the number of weights of the linear layers, None without any; on the meta device, too."""
     quantized = [module for module in model.modules() if isinstance(module, QuantizedLinear)]
     if quantized:
         weights = sum(layer.in_features * layer.out_features for layer in quantized)

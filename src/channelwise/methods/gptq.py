@@ -6,7 +6,6 @@ value to round is w_k − Σ_{i<k} δ_i V_ik. This is what the paper's updates b
 factor add up to, without the inverse.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass as plain_dataclass
 from typing import Annotated
 
@@ -17,13 +16,17 @@ from pydantic.dataclasses import dataclass
 from channelwise.errors import NumericalError
 from channelwise.methods.options import OPTIONS
 from channelwise.methods.ranges import least_error_parameters
+from channelwise.methods.triangular import unit_upper_factor
 from channelwise.numerics.floats import float_lattice
-from channelwise.numerics.granularity import Granularity, expand, parameter_shape
+from channelwise.numerics.granularity import Granularity, parameter_shape, row_slices
 from channelwise.numerics.grids import FloatGrid, Grid
-from channelwise.numerics.quantizer import Parameters, encode, parameters_of
+from channelwise.numerics.quantizer import Parameters, encode, joined, parameters_of
 
 DAMPING_STEP = 10.0
 """How many times more damping each further attempt takes."""
+
+ROWS = 2048
+"""Rows of a weight that are rounded at a time on a processor, where few keep memory low; elsewhere all are."""
 
 
 @dataclass(frozen=True, config=OPTIONS)
@@ -62,32 +65,25 @@ def factor(matrix: torch.Tensor, options: Gptq, name: str) -> Factor:
     """The factor of a site's Hessian, float [channels, channels], of which the lower triangle may be all that is read.
 
     Dead channels (diagonal 0) come last and are cut off from the others: their weights are rounded to nearest, since
-    another input may still wake them. Computed in float64.
+    another input may still wake them. Computed in float64; memory is about that of the result.
 
     Raises NumericalError, with `name` in its message, if an entry is not finite, or if the Hessian is not positive
     definite after the last retry.
     """
-    if not bool(torch.isfinite(matrix).all()):
+    if not bool(torch.isfinite(torch.stack(torch.aminmax(matrix))).all()):
         raise NumericalError(f"{name}: its Hessian is not finite; check the model's weights and dtype")
     diagonal = matrix.diagonal().double()
     dead = diagonal <= 0
     order = torch.arange(len(diagonal), device=matrix.device)
     if options.act_order:
         order = torch.argsort(diagonal, descending=True, stable=True)
-    # Cholesky's lower factor L of the reversed matrix, reversed again, is the upper factor: H = (J L J)(J L J)ᵀ.
-    backwards = order.flip(0)
-    reverse = matrix[backwards][:, backwards].double()
-    gone = dead[backwards]
-    reverse.masked_fill_(gone | gone[:, None], 0.0)
     mean = diagonal[~dead].mean() if bool((~dead).any()) else diagonal.new_ones(())
-    undamped = torch.where(gone, mean, diagonal[backwards])
+    undamped = torch.where(dead, mean, diagonal)[order]
     share = options.damping
     for attempt in range(options.retries + 1):
         share = options.damping * DAMPING_STEP**attempt
-        reverse.diagonal().copy_(undamped + share * mean)
-        lower, failed = torch.linalg.cholesky_ex(reverse)
-        effects = lower.div_(lower.diagonal().clone()).flip(0, 1).float()
-        if not bool(failed) and bool(torch.isfinite(effects).all()):
+        effects = unit_upper_factor(matrix, order, undamped + share * mean)
+        if effects is not None:
             return Factor(effects, order, share)
     raise NumericalError(f"{name}: its Hessian is singular even with damping {share:g}; give more calibration tokens")
 
@@ -120,8 +116,25 @@ def gptq(
         _check_fixed(parameters, (rows, columns), granularity)
         fixed = parameters
 
-    order, original = factor.order, weight.float().t()
+    # Rows are independent, but for what a column's values share.
+    together = rows if granularity.kind == "column" or weight.device.type != "cpu" else ROWS
+    codes = torch.empty(rows, columns, dtype=torch.int16, device=weight.device)
+    found = []
+    for part in row_slices(rows, granularity, together):
+        own = None if fixed is None else fixed.of_rows(part, granularity)
+        codes[part], used = _rounded(weight[part], factor, grid, granularity, options, own)
+        found.append(used)
+    return codes, joined(found, dim=0) if fixed is None else fixed
+
+
+def _rounded(
+    weight: torch.Tensor, factor: Factor, grid: Grid, granularity: Granularity, options: Gptq, fixed: Parameters | None
+) -> tuple[torch.Tensor, Parameters]:
+    """`gptq` of some rows; parameters in their turn where none are fixed."""
+    rows, columns = weight.shape
     # Columns are rows here, so that each is contiguous; from the top down they turn into lattice values.
+    order = factor.order
+    original = torch.empty(columns, rows, device=weight.device).copy_(weight.t())
     work = original[order]
     found: list[Parameters] = []
     for start in range(0, columns, options.block):
@@ -142,10 +155,12 @@ def gptq(
             block[index + 1 :].addr_(effects, changes[index], alpha=-1)
         work[part.stop :].addmm_(factor.effects[part, part.stop :].t(), changes, alpha=-1)
 
+    # The original's memory takes the lattice values in the order of the channels.
+    lattice = original.index_copy_(0, order, work).t()
     back = torch.argsort(order)
-    result = _joined(found, back) if fixed is None else fixed
+    result = _of_groups(joined(found, dim=1), back) if fixed is None else fixed
     unscaled = Parameters(torch.ones_like(result.scale), result.zero_point)
-    return encode(work[back].t().contiguous(), unscaled, grid, granularity), result
+    return encode(lattice, unscaled, grid, granularity), result
 
 
 def _in_turn(column: torch.Tensor, grid: Grid, granularity: Granularity, options: Gptq) -> Parameters:
@@ -186,14 +201,14 @@ def _one(parameters: Parameters, index: int) -> Parameters:
 
 
 def _over_rows(parameters: Parameters, rows: int, granularity: Granularity) -> Parameters:
-    """One column's parameters [groups, 1] for each of its entries: [rows or 1]."""
+    """One column's parameters [groups, 1] for each of its entries: [rows]."""
+    # Three times as fast as `expand`, which counts for what is done once per column.
+    size, zero_point = granularity.group_size or rows, parameters.zero_point
+    scale = parameters.scale.expand(-1, size).reshape(-1)[:rows]
+    return Parameters(scale, None if zero_point is None else zero_point.expand(-1, size).reshape(-1)[:rows])
+
+
+def _of_groups(parameters: Parameters, groups: torch.Tensor) -> Parameters:
+    """Parameters [groups, columns] at some columns."""
     zero_point = parameters.zero_point
-    scale = expand(parameters.scale, (rows, 1), granularity)[:, 0]
-    return Parameters(scale, None if zero_point is None else expand(zero_point, (rows, 1), granularity)[:, 0])
-
-
-def _joined(found: Sequence[Parameters], back: torch.Tensor) -> Parameters:
-    """The columns' own parameters [groups, 1], put into the order `back`: [groups, columns]."""
-    scale = torch.cat([parameters.scale for parameters in found], dim=1)[:, back]
-    zero_points = [parameters.zero_point for parameters in found if parameters.zero_point is not None]
-    return Parameters(scale, torch.cat(zero_points, dim=1)[:, back] if zero_points else None)
+    return Parameters(parameters.scale[:, groups], None if zero_point is None else zero_point[:, groups])

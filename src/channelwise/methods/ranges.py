@@ -2,9 +2,10 @@
 
 import torch
 
-from channelwise.numerics.granularity import Granularity, value_range
+from channelwise.methods.hessian import row_errors
+from channelwise.numerics.granularity import Granularity, row_slices, value_range
 from channelwise.numerics.grids import Grid
-from channelwise.numerics.quantizer import Parameters, fake_quantize, parameters_from_range, scale_dtype
+from channelwise.numerics.quantizer import Parameters, fake_quantize, joined, parameters_from_range, scale_dtype
 
 SHARES = tuple(1.0 - step / 20 for step in range(11))
 """Shares of a group's range that are tried: 1 down to a half."""
@@ -13,6 +14,9 @@ RANGE_STEPS = 5
 """How many shares are tried for a column in its turn."""
 
 ERROR_POWER = 2.4
+
+ROWS = 512
+"""Rows of a weight that are searched at a time on a processor, where few keep memory low; elsewhere all are."""
 
 
 def searched_parameters(
@@ -23,13 +27,21 @@ def searched_parameters(
     The error of a group is that of its entries alone, δ H δᵀ over its own columns of the Hessian [columns, columns];
     what groups do to each other is left out, as the range of each is searched on its own.
     """
+    together = len(weight) if granularity.kind in ("tensor", "column") or weight.device.type != "cpu" else ROWS
+    slices = row_slices(len(weight), granularity, together)
+    return joined([_searched(weight[rows].float(), hessian, grid, granularity) for rows in slices], dim=0)
+
+
+def _searched(weight: torch.Tensor, hessian: torch.Tensor, grid: Grid, granularity: Granularity) -> Parameters:
+    """`searched_parameters` of some rows, none of whose groups goes on in other rows."""
     low, high = value_range(weight, granularity)
     dtype = scale_dtype(granularity)
     best = torch.full_like(low, torch.inf)
     chosen_low, chosen_high = low, high
     for share in SHARES:
         parameters = parameters_from_range(low * share, high * share, grid, dtype)
-        errors = group_errors(fake_quantize(weight, parameters, grid, granularity) - weight, hessian, granularity)
+        change = fake_quantize(weight, parameters, grid, granularity).sub_(weight)
+        errors = group_errors(change, hessian, granularity)
         better = errors < best
         best = torch.where(better, errors, best)
         chosen_low = torch.where(better, low * share, chosen_low)
@@ -77,4 +89,4 @@ def group_errors(change: torch.Tensor, hessian: torch.Tensor, granularity: Granu
 
 
 def _quadratic(change: torch.Tensor, hessian: torch.Tensor) -> torch.Tensor:
-    return ((change @ hessian) * change).sum(dim=1)
+    return row_errors(hessian, change).float()

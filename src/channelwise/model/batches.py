@@ -152,11 +152,11 @@ def check_vocabulary(batches: Sequence[Batch], model: torch.nn.Module, source: s
             )
 
 
-def accepted(model: torch.nn.Module, batch: Batch) -> Batch:
-    """The entries of the batch that the model's forward takes, on the model's device."""
+def accepted(model: torch.nn.Module, batch: Batch, device: torch.device | None = None) -> Batch:
+    """The entries of the batch that the model's forward takes, on a device: None takes the model's."""
     parameters = inspect.signature(model.forward).parameters
     open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
-    device = next(model.parameters()).device
+    device = next(model.parameters()).device if device is None else device
     return {name: value.to(device) for name, value in batch.items() if name in parameters or open_ended}
 
 

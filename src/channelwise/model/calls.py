@@ -1,8 +1,8 @@
 """How a model calls its blocks: the arguments of every block, taken from one forward pass whose blocks do nothing."""
 
 import inspect
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -10,8 +10,11 @@ import torch
 from torch import nn
 from transformers.cache_utils import Cache
 
-from channelwise.errors import InputError
+from channelwise.errors import InputError, NotStreamableError
 from channelwise.model.blocks import BlockList, hidden_of, with_hidden
+
+Loaded = Callable[[str], AbstractContextManager[None]]
+"""From a block's full name to a context in which its weights are in place."""
 
 
 @dataclass(frozen=True)
@@ -55,15 +58,48 @@ class _FinishedError(Exception):
     """Ends a forward pass after the last block: nothing behind it is needed."""
 
 
+@dataclass(frozen=True)
+class Captured:
+    """Calls [batch][block], and the structure of every block's output, its hidden state empty."""
+
+    calls: list[list[BlockCall]]
+    templates: tuple[Any, ...]
+
+
+@dataclass
+class _Templates:
+    """The structures of block outputs, by kind of block: blocks of one kind are built alike, so one of them is enough.
+
+    learning: whether blocks of a kind that is not known yet compute for real. Without, a block of a known kind hands
+    on its hidden state, and the pass ends behind the last block; where `real`, all blocks compute in every pass.
+    """
+
+    kinds: list[Hashable]
+    known: dict[Hashable, Any] = field(default_factory=dict)
+    learning: bool = True
+    real: bool = False
+
+    def of(self, index: int) -> Any | None:
+        """The structure of this block's output; None if it has to compute."""
+        return None if self.real else self.known.get(self.kinds[index])
+
+    def learn(self, index: int, output: Any) -> None:
+        """Keeps the structure of what a block gave."""
+        self.known.setdefault(self.kinds[index], with_hidden(output, torch.empty(0)))
+
+    def learnt(self) -> None:
+        """The end of the first pass. What blocks hand on besides the hidden state, only a real pass can give."""
+        self.learning, self.real = False, any(_holds_other_tensors(output) for output in self.known.values())
+
+
 @dataclass
 class _Recorder:
-    """Collects one forward pass's calls and outputs; `templates` empty means that blocks compute for real."""
+    """Collects one forward pass's calls."""
 
     count: int
     pool: "_Pool"
-    templates: dict[int, Any] = field(default_factory=dict)
+    templates: _Templates
     calls: dict[int, BlockCall] = field(default_factory=dict)
-    outputs: dict[int, Any] = field(default_factory=dict)
 
     def add(self, index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
         """Keeps the call of one block; returns the hidden state it was called with."""
@@ -80,12 +116,10 @@ class _Recorder:
         self.calls[index] = call.with_hidden(hidden.detach()) if index == 0 else call
         return hidden
 
-    def finish(self, index: int, output: Any) -> Any:
-        """Keeps the structure of a block's output, and ends a pass of blocks that do nothing after the last of them."""
-        hidden_of(output)
-        self.outputs[index] = with_hidden(output, torch.empty(0))
-        # A real pass goes on to its end: a block that is called again (ALBERT's) shows only there.
-        if self.templates and len(self.calls) == self.count:
+    def finish(self, output: Any) -> Any:
+        """Ends a pass of blocks that do nothing after the last of them."""
+        # The first pass goes on to its end: a block that is called again (ALBERT's) shows only there.
+        if not self.templates.learning and not self.templates.real and len(self.calls) == self.count:
             raise _FinishedError
         return output
 
@@ -93,50 +127,66 @@ class _Recorder:
 def capture_calls(
     model: nn.Module, blocks: BlockList, batches: Sequence[dict[str, torch.Tensor]]
 ) -> list[list[BlockCall]]:
-    """The calls of every block, [batch][block], from one pass per batch in which blocks return their input unchanged.
+    """The calls of every block, [batch][block]; see `capture`."""
+    return capture(model, blocks, batches).calls
+
+
+def capture(
+    model: nn.Module, blocks: BlockList, batches: Sequence[dict[str, torch.Tensor]], loaded: Loaded | None = None
+) -> Captured:
+    """The calls of every block from one pass per batch in which blocks return their input unchanged.
 
     batches: the model's inputs (input_ids, attention_mask, pixel_values, ...). What a block returns besides the hidden
-    state is learnt from one real pass; where blocks hand tensors to each other that way, every pass is a real one.
-    Equal tensors are shared between calls. Raises InputError if a block is not called, or called twice.
+    state is learnt in the first pass from one block of each kind; where blocks hand tensors to each other that way,
+    every pass is a real one. loaded(name): a context with the block's weights in place, where they are not.
+    Equal tensors are shared between calls. Raises InputError if a block is not called, or called twice, and
+    NotStreamableError if every pass has to be a real one though weights are not in place.
     """
     pool = _Pool()
     modules = blocks.modules(model)
-    templates: dict[int, Any] | None = None
+    templates = _Templates([_kind(module) for module in modules])
+    _pass(model, blocks, batches[0], _Recorder(len(modules), _Pool(), templates), loaded)
+    templates.learnt()
+    if templates.real and loaded is not None:
+        raise NotStreamableError(f"the blocks of {type(model).__name__} hand more to each other than a hidden state")
     captured = []
     for batch in batches:
-        if templates is None:
-            templates = _output_templates(_pass(model, modules, batch, _Recorder(len(modules), _Pool())).outputs)
-        recorder = _pass(model, modules, batch, _Recorder(len(modules), pool, templates))
+        recorder = _Recorder(len(modules), pool, templates)
+        _pass(model, blocks, batch, recorder, loaded)
         captured.append([recorder.calls[index] for index in range(len(modules))])
-    return captured
+    return Captured(captured, tuple(templates.known[kind] for kind in templates.kinds))
 
 
-def _pass(model: nn.Module, modules: list[nn.Module], batch: dict[str, torch.Tensor], recorder: _Recorder) -> _Recorder:
+def _pass(
+    model: nn.Module, blocks: BlockList, batch: dict[str, torch.Tensor], recorder: _Recorder, loaded: Loaded | None
+) -> None:
     extra = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
-    with _recording(modules, recorder), torch.no_grad():
-        try:
-            model(**batch, **extra)
-        except _FinishedError:
-            return recorder
-    missing = [index for index in range(len(modules)) if index not in recorder.calls]
+    with _recording(model, blocks, recorder, loaded), torch.no_grad(), suppress(_FinishedError):
+        model(**batch, **extra)
+    missing = [index for index in range(recorder.count) if index not in recorder.calls]
     if missing:
         raise InputError(f"block {missing[0]} was not called in a forward pass: such a model cannot be walked")
-    return recorder
 
 
 @contextmanager
-def _recording(modules: list[nn.Module], recorder: _Recorder) -> Iterator[None]:
+def _recording(model: nn.Module, blocks: BlockList, recorder: _Recorder, loaded: Loaded | None) -> Iterator[None]:
     """Puts the recorder in the place of every block's forward, and takes it away again."""
 
     def recorded(index: int, forward: Any) -> Any:
         def run(*args: Any, **kwargs: Any) -> Any:
             hidden = recorder.add(index, args, kwargs)
-            if recorder.templates:
-                return recorder.finish(index, with_hidden(recorder.templates[index], hidden))
-            return recorder.finish(index, forward(*args, **kwargs))
+            template = recorder.templates.of(index)
+            if template is not None:
+                return recorder.finish(with_hidden(template, hidden))
+            with nullcontext() if loaded is None else loaded(blocks.names[index]):
+                output = forward(*args, **kwargs)
+            hidden_of(output)
+            recorder.templates.learn(index, output)
+            return recorder.finish(output)
 
         return run
 
+    modules = blocks.modules(model)
     earlier = {index: module.__dict__.get("forward") for index, module in enumerate(modules)}
     try:
         for index, module in enumerate(modules):
@@ -151,13 +201,15 @@ def _recording(modules: list[nn.Module], recorder: _Recorder) -> Iterator[None]:
                 module.__dict__["forward"] = before
 
 
-def _output_templates(outputs: dict[int, Any]) -> dict[int, Any]:
-    """The outputs' structures; empty if one holds other tensors too, which only a real pass can give."""
-    for output in outputs.values():
-        others = output[1:] if isinstance(output, tuple | list) else ()
-        if any(_holds_tensor(other) for other in others):
-            return {}
-    return outputs
+def _kind(block: nn.Module) -> Hashable:
+    """Equal for blocks that are built alike: their modules' classes, their parameters' names and shapes."""
+    modules = tuple((name, type(module)) for name, module in block.named_modules())
+    return modules, tuple((name, tuple(parameter.shape)) for name, parameter in block.named_parameters())
+
+
+def _holds_other_tensors(output: Any) -> bool:
+    others = output[1:] if isinstance(output, tuple | list) else ()
+    return any(_holds_tensor(other) for other in others)
 
 
 def _holds_tensor(value: Any) -> bool:

@@ -1,34 +1,61 @@
 """Mixtures of experts whose weights are 3-D parameters, made into lists of experts with linear layers."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import nn
 
 from channelwise.errors import InputError
+from channelwise.model.fused_experts import (
+    Gating,
+    Layout,
+    Matrix,
+    expert_weights,
+    is_fused,
+    linear_weights,
+    may_be_linears,
+    own_parameters,
+    proven_layout,
+)
 from channelwise.model.linears import is_linear, replace_module
+
+Activation = Callable[[torch.Tensor], torch.Tensor]
 
 
 class Expert(nn.Module):
-    """One expert: down_proj(gate(gate_proj(x), up_proj(x)))."""
+    """One expert: down_proj(act_fn(gate_proj(x)) * up_proj(x)), with another gating, or without a gate."""
 
-    def __init__(self, gate_proj: nn.Linear, up_proj: nn.Linear, down_proj: nn.Linear, act_fn: nn.Module) -> None:
+    def __init__(
+        self,
+        gate_proj: nn.Linear | None,
+        up_proj: nn.Linear,
+        down_proj: nn.Linear,
+        act_fn: Activation | None,
+        gating: Gating | None = None,
+    ) -> None:
         super().__init__()
         self.gate_proj, self.up_proj, self.down_proj = gate_proj, up_proj, down_proj
-        self.act_fn = act_fn
+        self.act_fn, self.gating = act_fn, gating
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x: [tokens, hidden] to the same shape."""
-        return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
+        return self.down_proj(self._inner(x))
+
+    def _inner(self, x: torch.Tensor) -> torch.Tensor:
+        if self.gate_proj is not None and self.gating is not None:
+            return self.gating(self.gate_proj(x), self.up_proj(x))
+        assert self.act_fn is not None
+        if self.gate_proj is None:
+            return self.act_fn(self.up_proj(x))
+        return self.act_fn(self.gate_proj(x)) * self.up_proj(x)
 
 
 class UnfusedExperts(nn.ModuleList):
     """The experts of one layer as a list of modules; the same outputs as the fused module that it replaces."""
 
-    def __init__(self, experts: list[Expert]) -> None:
+    def __init__(self, experts: Iterable[nn.Module]) -> None:
         super().__init__(experts)
-        self.num_experts = len(experts)
+        self.num_experts = len(self)
 
     def forward(
         self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
@@ -48,80 +75,132 @@ class UnfusedExperts(nn.ModuleList):
         return total
 
 
+class UnfusedParts(UnfusedExperts):
+    """The same, called with the inputs of all experts behind each other, as many for each."""
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        """hidden_states: [experts * tokens, hidden] to the same shape.
+
+        Rows of zeros are tokens that went to other experts; they stay zero without being computed.
+        """
+        parts = hidden_states.view(self.num_experts, -1, hidden_states.shape[-1])
+        total = torch.zeros_like(parts)
+        for index, part in enumerate(parts):
+            tokens = part.any(dim=-1).nonzero()[:, 0]
+            if len(tokens):
+                total[index, tokens] = self[index](part[tokens]).to(total.dtype)
+        return total.view_as(hidden_states)
+
+
+class LinearExpert(nn.Module):
+    """One expert that is no more than a linear layer."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.linear = linear
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x: [tokens, in] to [tokens, out]."""
+        return self.linear(x)
+
+
+class UnfusedLinears(UnfusedExperts):
+    """The same for linear layers side by side, called with inputs sorted by expert."""
+
+    def forward(self, inputs: torch.Tensor, expert_size: list[int]) -> torch.Tensor:  # type: ignore[override]
+        """inputs: [tokens, in]; expert_size: how many of them each expert gets. Returns [tokens, out]."""
+        parts = inputs.split(expert_size, dim=0)
+        return torch.cat([self[index](part) for index, part in enumerate(parts) if len(part)])
+
+
 def unfuse_experts(model: nn.Module) -> tuple[str, ...]:
     """Replaces every module of fused experts by an UnfusedExperts, in place; returns their names. Meta stays meta.
 
-    The new weights are views of the old parameters. Raises InputError, before anything is changed, for a fused module
-    of a layout that is not known: transposed, interleaved, with biases, without a gate, or with a gate of its own.
+    The new weights are views of the old parameters, which stay in memory until the last of them is gone. Every layout
+    is proven by trying. Raises InputError, before anything is changed, for a fused module that computes otherwise.
     """
-    fused = {name: module for name, module in model.named_modules() if name and _is_fused(module)}
-    unfused = {name: _unfused(name, module) for name, module in fused.items()}
+    unfused: dict[str, nn.Module] = {}
+    for name, module in model.named_modules():
+        if not name or not (is_fused(module) or may_be_linears(module)):
+            continue
+        layout = proven_layout(module, _unfused)
+        if layout is not None:
+            unfused[name] = _unfused(module, layout)
+        elif is_fused(module):
+            shapes = ", ".join(f"{key} {list(value.shape)}" for key, value in own_parameters(module).items())
+            raise InputError(
+                f"experts of {name} ({type(module).__name__}: {shapes}) cannot be taken apart: "
+                "linear layers of the known layouts do not compute the same"
+            )
     for name, module in unfused.items():
         replace_module(model, name, module)
     return tuple(unfused)
 
 
 def sibling_prefixes(block: nn.Module) -> list[tuple[str, ...]]:
-    """Prefixes ("mlp.experts.0.", ...) of like modules that hold linear layers, one tuple for each ModuleList."""
+    """Prefixes ("mlp.experts.0.", ...) of like modules that hold linear layers, one tuple for each list of them."""
     groups = []
     for name, module in block.named_modules():
-        if not isinstance(module, nn.ModuleList) or len(module) < 2:
+        children = dict(module.named_children())
+        if not isinstance(module, nn.ModuleList | nn.ModuleDict) or len(children) < 2:
             continue
-        like = len({type(child) for child in module}) == 1
-        if like and all(not is_linear(child) and any(map(is_linear, child.modules())) for child in module):
-            groups.append(tuple(f"{name}.{index}." for index in range(len(module))))
+        like = len({type(child) for child in children.values()}) == 1
+        if like and all(not is_linear(child) and any(map(is_linear, child.modules())) for child in children.values()):
+            groups.append(tuple(f"{name}.{child}." if name else f"{child}." for child in children))
     return groups
 
 
-def _is_fused(module: nn.Module) -> bool:
-    parameters = dict(module.named_parameters(recurse=False))
-    return any(name in parameters and parameters[name].ndim == 3 for name in ("gate_up_proj", "up_proj", "down_proj"))
+def expert_prefixes(block: nn.Module) -> list[tuple[str, ...]]:
+    """Those of `sibling_prefixes` between which a router chooses: beside them stands a matrix of a row for each.
+
+    Beside: below the module that holds the list, but not in it. Other like modules get every token.
+    """
+    groups = sibling_prefixes(block)
+    inside = tuple(prefix for group in groups for prefix in group)
+    return [group for group in groups if _is_routed(block, group, inside)]
 
 
-def _unfused(name: str, module: nn.Module) -> UnfusedExperts:
-    reason = _unknown_layout(module)
-    if reason:
-        raise InputError(f"experts of {name} ({type(module).__name__}) cannot be taken apart: {reason}")
-    gate_up: torch.Tensor = module.get_parameter("gate_up_proj").detach()
-    down: torch.Tensor = module.get_parameter("down_proj").detach()
-    inner = down.shape[2]
-    act_fn = module.get_submodule("act_fn")
-    experts = [
-        Expert(_linear(gate_up[index, :inner]), _linear(gate_up[index, inner:]), _linear(down[index]), act_fn)
-        for index in range(gate_up.shape[0])
-    ]
-    unfused = UnfusedExperts(experts)
+def owner_of(group: tuple[str, ...]) -> str:
+    """What the names of everything below the module that holds the list of these experts begin with."""
+    owner = group[0].removesuffix(".").rpartition(".")[0].rpartition(".")[0]
+    return f"{owner}." if owner else ""
+
+
+def _is_routed(block: nn.Module, group: tuple[str, ...], inside: tuple[str, ...]) -> bool:
+    listed = block.get_submodule(group[0].removesuffix(".").rpartition(".")[0])
+    return isinstance(listed, UnfusedExperts) or any(
+        value.ndim == 2 and value.shape[0] == len(group)
+        for name, value in block.named_parameters()
+        if name.startswith(owner_of(group)) and not name.startswith(inside)
+    )
+
+
+def _unfused(module: nn.Module, layout: Layout) -> nn.Module:
+    unfused: UnfusedExperts
+    if layout.call == "sizes":
+        unfused = UnfusedLinears(LinearExpert(_linear((weight, None))) for weight in linear_weights(module, layout))
+    else:
+        gating = Gating.of(module, layout) if layout.gate == "own" else None
+        act_fn = None if layout.gate == "own" else module.act_fn
+        experts = [
+            Expert(
+                None if weights.gate is None else _linear(weights.gate),
+                _linear(weights.up),
+                _linear(weights.down),
+                act_fn,  # type: ignore[arg-type]
+                gating,
+            )
+            for weights in expert_weights(module, layout)
+        ]
+        unfused = UnfusedParts(experts) if layout.call == "parts" else UnfusedExperts(experts)
     unfused.train(module.training)
     return unfused
 
 
-def _unknown_layout(module: nn.Module) -> str:
-    """Why this module's experts are not gate, up, down as [experts, out, in]; empty if they are."""
-    parameters = dict(module.named_parameters(recurse=False))
-    if set(parameters) != {"gate_up_proj", "down_proj"}:
-        return f"it has the parameters {', '.join(sorted(parameters))}, known are gate_up_proj and down_proj"
-    (experts, doubled, hidden), down = parameters["gate_up_proj"].shape, parameters["down_proj"].shape
-    if tuple(down) != (experts, hidden, doubled // 2) or getattr(module, "is_transposed", False):
-        return f"its weights are {(experts, doubled, hidden)} and {tuple(down)}, not [experts, out, in]"
-    if not isinstance(getattr(module, "act_fn", None), nn.Module) or getattr(module, "has_post_expert_norm", False):
-        return "its gate or its output is not activation(gate) * up alone"
-    if not getattr(module, "is_concatenated", True) or _gates_itself(module):
-        return "its gate is not activation(gate) * up of two concatenated halves"
-    return ""
-
-
-def _gates_itself(module: nn.Module) -> bool:
-    """Whether the module's gate is something else than activation(gate) * up, found by trying it."""
-    gate: Callable[[torch.Tensor], Any] | None = getattr(module, "_apply_gate", None)
-    if gate is None:
-        return False
-    x = torch.linspace(-20.0, 20.0, 64).view(2, 32)
-    first, second = x.chunk(2, dim=-1)
-    act_fn = module.get_submodule("act_fn")
-    return not torch.allclose(gate(x), act_fn(first) * second)
-
-
-def _linear(weight: torch.Tensor) -> nn.Linear:
-    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+def _linear(matrix: Matrix) -> nn.Linear:
+    weight, bias = matrix
+    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
     linear.weight = nn.Parameter(weight, requires_grad=False)
+    if bias is not None:
+        linear.bias = nn.Parameter(bias, requires_grad=False)
     return linear

@@ -1,7 +1,7 @@
 """Loading a model and its tokenizer, with everything that could be wrong with them found and told in one line."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,9 @@ TOKENIZER_FILES = (
 )
 NAMED = 3
 """How many of many missing tensors an error names."""
+LOADING = {"output_loading_info": True, "ignore_mismatched_sizes": True, "local_files_only": True}
+"""How from_pretrained is called. Other shapes are not ignored: they are in the loading information, by name."""
+EXTREMES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def load_model(
@@ -43,20 +46,21 @@ def load_model(
     quantized = config.get("quantization_config") is not None
     if quantized and not allow_quantized:
         raise InputError(f"{path_or_name} is already quantized: give the original model")
-    model_class = _model_class(config, folder)
-    _check_files(folder)
+    model_class = model_class_of(config, folder)
+    check_files(folder)
     with quiet():
-        model = _load_weights(model_class, folder, dtype)
-        tokenizer = _load_tokenizer(folder)
-    _check_finite(model, folder)
+        model = built(model_class, folder, lambda: model_class.from_pretrained(folder, dtype=dtype, **LOADING))
+        tokenizer = load_tokenizer(folder)
+    check_finite(model.named_parameters(), folder)
     if not quantized:
         find_blocks(model)
     if tokenizer is not None:
-        _check_tokenizer(model, tokenizer, folder)
+        check_tokenizer(model, tokenizer, folder)
     return model, tokenizer
 
 
-def _model_class(config: dict[str, Any], folder: Path) -> Any:
+def model_class_of(config: dict[str, Any], folder: Path) -> Any:
+    """The transformers class that config.json names. Raises InputError if it names none, or none that is known."""
     names = config.get("architectures")
     if not isinstance(names, list) or not names:
         raise InputError(
@@ -71,8 +75,8 @@ def _model_class(config: dict[str, Any], folder: Path) -> Any:
     return model_class
 
 
-def _check_files(folder: Path) -> None:
-    """Every weight file is there and whole."""
+def check_files(folder: Path) -> None:
+    """Raises InputError unless every weight file is there and whole."""
     index = folder / "model.safetensors.index.json"
     names = sorted(path.name for path in folder.glob("*.safetensors"))
     if index.is_file():
@@ -89,18 +93,20 @@ def _check_files(folder: Path) -> None:
 def check_weight_file(path: Path, remedy: str) -> None:
     """Raises InputError, naming the safetensors file and what to do, if it is cut short or damaged."""
     try:
-        with safe_open(path, framework="pt"):
+        # Opened for torch, the file would be mapped whole and private, which the system refuses beyond its memory.
+        with safe_open(path, framework="np"):
             pass
     except (OSError, SafetensorError) as error:
         raise InputError(f"{path} is cut short or damaged ({one_line(error)}): {remedy}") from error
 
 
-def _load_weights(model_class: Any, folder: Path, dtype: str | torch.dtype) -> nn.Module:
+def built(model_class: Any, folder: Path, build: Callable[[], tuple[Any, dict[str, Any]]]) -> nn.Module:
+    """The model that `build` makes by from_pretrained with LOADING, in evaluation mode and without gradients.
+
+    Raises InputError if it cannot be made, or if the files lack tensors of it or have them in other shapes.
+    """
     try:
-        # Other shapes are not ignored: they are in the loading information, by name.
-        model, info = model_class.from_pretrained(
-            folder, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, local_files_only=True
-        )
+        model, info = build()
     except (OSError, RuntimeError, ValueError, TypeError, KeyError, ImportError) as error:
         raise InputError(f"{folder} cannot be loaded as {model_class.__name__}: {one_line(error)}") from error
     # transformers would go on with random numbers in these.
@@ -115,7 +121,8 @@ def _load_weights(model_class: Any, folder: Path, dtype: str | torch.dtype) -> n
     return loaded
 
 
-def _load_tokenizer(folder: Path) -> Any:
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer in a model's directory, or None. Raises InputError if it is damaged."""
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         return None
     try:
@@ -124,14 +131,22 @@ def _load_tokenizer(folder: Path) -> Any:
         raise InputError(f"the tokenizer in {folder} cannot be loaded: {one_line(error)}") from error
 
 
-def _check_finite(model: nn.Module, folder: Path) -> None:
-    for name, tensor in model.named_parameters():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+def check_finite(parameters: Iterable[tuple[str, torch.Tensor]], folder: Path) -> None:
+    """Raises InputError, naming the first, if one of a model's named parameters holds numbers that are not finite."""
+    for name, tensor in parameters:
+        if tensor.is_floating_point() and not _is_finite(tensor):
             raise InputError(f"{folder}: {name} holds numbers that are not finite: the weights are damaged")
 
 
-def _check_tokenizer(model: nn.Module, tokenizer: Any, folder: Path) -> None:
-    """The tokenizer's largest id has a row in the embedding."""
+def _is_finite(tensor: torch.Tensor) -> bool:
+    """One pass without temporary copies where torch has extremes of the dtype; they are NaN if one value is."""
+    if tensor.dtype in EXTREMES and tensor.numel():
+        tensor = torch.stack(torch.aminmax(tensor))
+    return bool(torch.isfinite(tensor).all())
+
+
+def check_tokenizer(model: nn.Module, tokenizer: Any, folder: Path) -> None:
+    """Raises InputError unless the tokenizer's largest id has a row in the model's embedding."""
     try:
         embedding = model.get_input_embeddings()  # type: ignore[operator]
     except (NotImplementedError, AttributeError):

@@ -4,17 +4,22 @@ Without the freeze every change would run through all later layers and everythin
 """
 
 import copy
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from channelwise.model.calls import BlockCall
+from channelwise.model.linears import bias_vector, is_linear, weight_matrix
 
 Change = Callable[[torch.Tensor], torch.Tensor]
 CHANGE_TOLERANCE = 1e-12
+WIDENED = 2**22
+"""Entries of a weight that are in float64 at one time."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +40,10 @@ class Trace:
 
 
 class Probe:
-    """A copy of a block in float64 (float32 if it cannot run so) whose watched modules can be recorded and replayed."""
+    """A copy of a block in float64 (float32 if it cannot run so) whose watched modules can be recorded and replayed.
+
+    Watched linear layers read their weights from the block itself: a copy of a large one would not fit.
+    """
 
     def __init__(self, block: nn.Module, call: BlockCall, watched: Collection[str]) -> None:
         """call must hold a hidden state. Raises what the block raises if it does not run in float32 either."""
@@ -45,10 +53,12 @@ class Probe:
             self._prepare(block, call, watched, torch.float32)
 
     def _prepare(self, block: nn.Module, call: BlockCall, watched: Collection[str], dtype: torch.dtype) -> None:
-        self.block = copy.deepcopy(block).to(dtype).eval()
+        lean = {name: block.get_submodule(name) for name in watched if _is_plain_linear(block.get_submodule(name))}
+        self.block = _copy_without(lean.values(), block).to(dtype).eval()
         self.call = cast_call(call, dtype)
         self._watched = {name: self.block.get_submodule(name) for name in watched}
         self._forwards = {name: module.forward for name, module in self._watched.items()}
+        self._forwards |= {name: partial(wide_linear, linear, dtype) for name, linear in lean.items()}
         self.recorded = self.run()
 
     def run(
@@ -92,6 +102,28 @@ class Probe:
             return output
 
         return forward
+
+
+def wide_linear(linear: nn.Module, dtype: torch.dtype, x: torch.Tensor) -> torch.Tensor:
+    """x Wᵀ + b in dtype, [..., in_features] to [..., out_features], a few rows of the weight widened at a time."""
+    weight, bias = weight_matrix(linear), bias_vector(linear)
+    rows = max(1, WIDENED // weight.shape[1])
+    output = torch.cat([nn.functional.linear(x, part.to(dtype)) for part in weight.split(rows)], dim=-1)
+    return output if bias is None else output + bias.to(dtype)
+
+
+def _is_plain_linear(module: nn.Module) -> bool:
+    """Whether the module computes x Wᵀ + b and nothing else."""
+    return is_linear(module) and type(module).forward in (nn.Linear.forward, Conv1D.forward)
+
+
+def _copy_without(linears: Iterable[nn.Module], block: nn.Module) -> nn.Module:
+    """A copy of a block in which the weights of these linear layers have their shapes only: they are read in place."""
+    known: dict[int, Any] = {}
+    for linear in linears:
+        weight = linear.get_parameter("weight")
+        known[id(weight)] = nn.Parameter(torch.empty_like(weight, device="meta"), requires_grad=False)
+    return copy.deepcopy(block, known)
 
 
 def cast_call(call: BlockCall, dtype: torch.dtype) -> BlockCall:

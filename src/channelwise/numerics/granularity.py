@@ -59,6 +59,26 @@ def expand(parameters: torch.Tensor, shape: tuple[int, int], granularity: Granul
     return parameters
 
 
+def row_slices(rows: int, granularity: Granularity, size: int) -> list[slice]:
+    """Consecutive parts of a matrix's rows that cut no group apart: about `size` rows each, one group at least.
+
+    What a tensor or a column shares is shared by all parts. Every part but the last has the same number of rows.
+    """
+    group = (granularity.group_size or 1) if granularity.kind == "column_group" else 1
+    step = max(group, size // group * group)
+    return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
+
+
+def of_rows(parameters: torch.Tensor, rows: slice, granularity: Granularity) -> torch.Tensor:
+    """The scales of some rows, a view: `parameters` of the whole matrix, `rows` as `row_slices` gives them."""
+    if granularity.kind in ("tensor", "column"):
+        return parameters
+    if granularity.kind == "column_group":
+        size = granularity.group_size or 1
+        return parameters[rows.start // size : -(-rows.stop // size)]
+    return parameters[rows]
+
+
 def value_range(x: torch.Tensor, granularity: Granularity) -> tuple[torch.Tensor, torch.Tensor]:
     """Minimum and maximum of the entries that share a scale.
 
@@ -74,17 +94,19 @@ def value_range(x: torch.Tensor, granularity: Granularity) -> tuple[torch.Tensor
     if granularity.kind == "column":
         low, high = torch.aminmax(x, dim=0, keepdim=True)
         return low, high
-    if granularity.kind == "column_group":
-        low, high = value_range(x.t(), Granularity("row_group", granularity.group_size))
-        return low.t().contiguous(), high.t().contiguous()
-    return _row_group_range(x, granularity.group_size or 1)
+    return _group_range(x, granularity.group_size or 1, dim=0 if granularity.kind == "column_group" else 1)
 
 
-def _row_group_range(x: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    rows, columns = x.shape
-    missing = -columns % size
-    if missing:
-        # Repeating the last entry pads the last group without widening its range.
-        x = torch.cat([x, x[:, -1:].expand(rows, missing)], dim=1)
-    low, high = torch.aminmax(x.reshape(rows, -1, size), dim=2)
-    return low, high
+def _group_range(x: torch.Tensor, size: int, dim: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Minimum and maximum of each group of `size` entries along a dimension, the last of which may not be full."""
+    length = x.shape[dim]
+    full = length // size * size
+    ranges = []
+    if full:
+        ranges.append(torch.aminmax(x.narrow(dim, 0, full).unflatten(dim, (full // size, size)), dim=dim + 1))
+    if full < length:
+        ranges.append(torch.aminmax(x.narrow(dim, full, length - full), dim=dim, keepdim=True))
+    if len(ranges) == 1:
+        low, high = ranges[0]
+        return low, high
+    return torch.cat([low for low, _ in ranges], dim=dim), torch.cat([high for _, high in ranges], dim=dim)

@@ -1,17 +1,25 @@
 """Quantization of a matrix: parameters from ranges, values to codes, codes to values.
 
-All of it computes in float32, whatever comes in, on the device of its input.
+All of it computes in float32, whatever comes in, on the device of its input. A large matrix is handled some rows at a
+time, so that what is needed on the way stays in a processor's cache and beside the result there is next to nothing.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
-from channelwise.numerics.granularity import Granularity, expand, value_range
+from channelwise.numerics.granularity import Granularity, expand, of_rows, row_slices, value_range
 from channelwise.numerics.grids import FloatGrid, Grid, IntegerGrid
 
 SMALLEST_SCALE = 2.0**-126
 """Scales are never below the smallest normal float32, so a range of zero divides by something."""
+
+CACHED = 2**17
+"""Entries of a matrix that are handled at a time on a processor."""
+
+PARALLEL = 2**25
+"""Entries that are handled at a time elsewhere, where only memory counts."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +32,11 @@ class Parameters:
 
     scale: torch.Tensor
     zero_point: torch.Tensor | None = None
+
+    def of_rows(self, rows: slice, granularity: Granularity) -> "Parameters":
+        """Those of some rows of the matrix, as views; `rows` cuts no group apart (see `row_slices`)."""
+        zero_point = None if self.zero_point is None else of_rows(self.zero_point, rows, granularity)
+        return Parameters(of_rows(self.scale, rows, granularity), zero_point)
 
 
 def parameters_from_range(
@@ -50,6 +63,15 @@ def parameters_of(x: torch.Tensor, grid: Grid, granularity: Granularity) -> Para
     return parameters_from_range(*value_range(x, granularity), grid, scale_dtype(granularity))
 
 
+def joined(parts: Sequence[Parameters], dim: int) -> Parameters:
+    """Parameters of matrices that lie below one another (dim 0) or side by side (dim 1)."""
+    if len(parts) == 1:
+        return parts[0]
+    zero_points = [part.zero_point for part in parts if part.zero_point is not None]
+    scale = torch.cat([part.scale for part in parts], dim=dim)
+    return Parameters(scale, torch.cat(zero_points, dim=dim) if zero_points else None)
+
+
 def scale_dtype(granularity: Granularity) -> torch.dtype:
     """How scales are stored: in 16 bits where there are many of them."""
     return torch.float16 if granularity.kind in ("row_group", "column_group") else torch.float32
@@ -63,20 +85,24 @@ def _stored(scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 def encode(x: torch.Tensor, parameters: Parameters, grid: Grid, granularity: Granularity) -> torch.Tensor:
     """Codes of a matrix [rows, columns], int16 of the same shape; out-of-range values saturate, ties go to even."""
-    shape = (x.shape[0], x.shape[1])
-    scaled = x.float() / expand(parameters.scale, shape, granularity)
-    if isinstance(grid, FloatGrid):
-        return _float_codes(scaled, grid)
-    rounded = torch.round(scaled)
-    if parameters.zero_point is not None:
-        rounded = rounded + expand(parameters.zero_point, shape, granularity)
-    return torch.clamp(rounded, grid.lowest, grid.highest).to(torch.int16)
+    parts = _parts(x, granularity)
+    if len(parts) == 1:
+        return _codes(x, parameters, grid, granularity)
+    codes = torch.empty(x.shape, dtype=torch.int16, device=x.device)
+    for rows in parts:
+        codes[rows] = _codes(x[rows], parameters.of_rows(rows, granularity), grid, granularity)
+    return codes
 
 
 def decode(codes: torch.Tensor, parameters: Parameters, grid: Grid, granularity: Granularity) -> torch.Tensor:
     """Values of codes [rows, columns], float32 of the same shape."""
-    shape = (codes.shape[0], codes.shape[1])
-    return lattice_values(codes, parameters, grid, granularity) * expand(parameters.scale, shape, granularity)
+    parts = _parts(codes, granularity)
+    if len(parts) == 1:
+        return _values(codes, parameters, grid, granularity)
+    values = torch.empty(codes.shape, device=codes.device)
+    for rows in parts:
+        values[rows] = _values(codes[rows], parameters.of_rows(rows, granularity), grid, granularity)
+    return values
 
 
 def lattice_values(codes: torch.Tensor, parameters: Parameters, grid: Grid, granularity: Granularity) -> torch.Tensor:
@@ -92,7 +118,39 @@ def lattice_values(codes: torch.Tensor, parameters: Parameters, grid: Grid, gran
 
 def fake_quantize(x: torch.Tensor, parameters: Parameters, grid: Grid, granularity: Granularity) -> torch.Tensor:
     """decode(encode(x)): the values that the codes stand for, float32 [rows, columns]."""
-    return decode(encode(x, parameters, grid, granularity), parameters, grid, granularity)
+    parts = _parts(x, granularity)
+    if len(parts) == 1:
+        return _values(_codes(x, parameters, grid, granularity), parameters, grid, granularity)
+    values = torch.empty(x.shape, device=x.device)
+    for rows in parts:
+        own = parameters.of_rows(rows, granularity)
+        values[rows] = _values(_codes(x[rows], own, grid, granularity), own, grid, granularity)
+    return values
+
+
+def _parts(x: torch.Tensor, granularity: Granularity) -> list[slice]:
+    """Rows that are handled together. Compiled code takes all of them: it fuses the steps itself, for any shape."""
+    rows = x.shape[0]
+    size = CACHED if x.device.type == "cpu" else PARALLEL
+    if torch.compiler.is_compiling() or x.numel() <= size:
+        return [slice(0, rows)]
+    return row_slices(rows, granularity, max(1, size // x.shape[1]))
+
+
+def _codes(x: torch.Tensor, parameters: Parameters, grid: Grid, granularity: Granularity) -> torch.Tensor:
+    shape = (x.shape[0], x.shape[1])
+    scaled = x.float() / expand(parameters.scale, shape, granularity)
+    if isinstance(grid, FloatGrid):
+        return _float_codes(scaled, grid)
+    rounded = torch.round(scaled)
+    if parameters.zero_point is not None:
+        rounded = rounded + expand(parameters.zero_point, shape, granularity)
+    return torch.clamp(rounded, grid.lowest, grid.highest).to(torch.int16)
+
+
+def _values(codes: torch.Tensor, parameters: Parameters, grid: Grid, granularity: Granularity) -> torch.Tensor:
+    shape = (codes.shape[0], codes.shape[1])
+    return lattice_values(codes, parameters, grid, granularity) * expand(parameters.scale, shape, granularity)
 
 
 def _float_codes(scaled: torch.Tensor, grid: FloatGrid) -> torch.Tensor:

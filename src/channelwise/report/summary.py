@@ -14,8 +14,8 @@ class Outcome(Protocol):
     """What `api.quantize` returns, as far as this page reads it."""
 
     @property
-    def model(self) -> Any:
-        """The quantized model."""
+    def skeleton(self) -> Any:
+        """The quantized model, with or without its weights."""
 
     @property
     def before(self) -> Any:
@@ -48,7 +48,7 @@ def quantize_summary(model: str, recipe: str, output: str, outcome: Outcome) -> 
     for warning, places in _warnings(outcome.record.sites).items():
         facts.add_row(Text("warning", style="yellow"), f"{warning}   ({len(places)} sites, {places[0]} the first)")
     heading = Text.assemble((short_path(model), "bold"), " quantized by ", (recipe, "bold"), "\n")
-    usage = Text(_usage(short_path(model), short_path(output), outcome.model))
+    usage = Text(_usage(short_path(model), short_path(output), outcome.skeleton))
     return Group(heading, facts, Text("\nuse it", style="dim"), usage)
 
 
