@@ -105,7 +105,7 @@ def test_a_tokenizer_of_a_larger_vocabulary_is_refused(tmp_path: Path) -> None:
 def test_a_sentencepiece_file_names_the_packages_it_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = tiny.saved(tiny.llama(), None, tmp_path / "source")
     (source / "tokenizer.model").write_bytes(b"no pieces")
-    monkeypatch.setattr("channelwise.model.loading.SENTENCEPIECE", ("no_such_package",))
+    monkeypatch.setattr("channelwise.model.tokenizers.SENTENCEPIECE", ("no_such_package",))
     with pytest.raises(InputError, match=r"tokenizer.model is read by sentencepiece: `pip install sentencepiece"):
         load_model(source)
 

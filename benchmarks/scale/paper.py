@@ -7,8 +7,9 @@
 The operations and bytes of one block are counted by the formulas of costs.py and divided by the rates of rates.py. With
 --measured, the runs of peak.py on the same recipe correct that: each phase of the walk (read, sites, statistics,
 choose, round, advance, write) is multiplied by what it took, over what the formulas give for the measured model; the
-first table tells both. --speed is how many times as fast a machine computes as the measured one, in all kinds alike:
-an assumption, to be replaced by the rates of such a machine. Disk and network are as given, or as measured.
+first table tells both. Measure a model of large blocks: on small ones calls take the time, not numbers. --speed is how
+many times as fast a machine computes as the measured one, in all kinds alike: an assumption, to be replaced by the
+rates of such a machine. Disk and network are as given, or as measured.
 
 Machines are ranks: each reads every block from a disk of its own, runs its share of the samples, and rounds its share
 of each weight's rows. Parts that are not divided, such as a Hessian's factor, are every rank's.

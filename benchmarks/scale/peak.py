@@ -96,9 +96,8 @@ def parsed() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def measured(asked: argparse.Namespace, table: Table) -> list[dict[str, Any]]:
-    """Runs every recipe on every model and adds its row to the table."""
-    found = []
+def measured(asked: argparse.Namespace, table: Table, found: list[dict[str, Any]]) -> None:
+    """Runs every recipe on every model and adds its row to the table, and what it measured to `found`."""
     for model in asked.models:
         shape = shape_of(model)
         most = bound(shape, asked.samples * asked.length, asked.activation_memory)
@@ -115,7 +114,6 @@ def measured(asked: argparse.Namespace, table: Table) -> list[dict[str, Any]]:
             entry = {"model": str(model), "recipe": recipe, "blocks": shape.blocks, "block_bytes": shape.block_bytes}
             shared = {"shape": asdict(shape), "samples": asked.samples, "length": asked.length}
             found.append({**entry, **shared, "threads": asked.threads, "bound": most, **run.to_dict()})
-    return found
 
 
 def main() -> None:
@@ -125,14 +123,16 @@ def main() -> None:
     table = Table(title=f"MB; {tokens}, {asked.threads} threads", box=box.MARKDOWN)
     for heading in HEADINGS:
         table.add_column(heading, justify="left" if heading in HEADINGS[:2] else "right", no_wrap=True)
-    with ended_by_signal():
-        found = measured(asked, table)
-    console.print(table)
-    for line in flatness(found):
-        console.print(line)
-    console.print(f"limit: {found[0]['limit_kind']}")
-    if asked.json is not None:
-        asked.json.write_text(json.dumps(found, indent=1) + "\n")
+    found: list[dict[str, Any]] = []
+    try:
+        with ended_by_signal():
+            measured(asked, table, found)
+    finally:  # what is measured is told even if the rest is not
+        console.print(table)
+        for line in [*flatness(found), *sorted({f"limit: {entry['limit_kind']}" for entry in found})]:
+            console.print(line)
+        if asked.json is not None:
+            asked.json.write_text(json.dumps(found, indent=1) + "\n")
     if any(entry["status"] for entry in found):
         raise SystemExit(1)
 

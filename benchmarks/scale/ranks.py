@@ -115,13 +115,15 @@ def main() -> None:
     for heading in HEADINGS:
         table.add_column(heading, justify="left" if heading in HEADINGS[:2] else "right", no_wrap=True)
     results: list[dict[str, Any]] = []
-    with ended_by_signal():
-        for model in asked.models:
-            for recipe in asked.recipes.split(","):
-                results += measured(asked, model, recipe, table)
-    Console(width=180).print(table)
-    if asked.json is not None:
-        asked.json.write_text(json.dumps(results, indent=1) + "\n")
+    try:
+        with ended_by_signal():
+            for model in asked.models:
+                for recipe in asked.recipes.split(","):
+                    results += measured(asked, model, recipe, table)
+    finally:  # what is measured is told even if the rest is not
+        Console(width=180).print(table)
+        if asked.json is not None:
+            asked.json.write_text(json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -26,6 +26,8 @@ from channelwise.evaluation.profile import NamedPlan, profile_model
 from channelwise.evaluation.profile_data import profile_data
 from channelwise.evaluation.sizes import Sizes, model_sizes
 from channelwise.evaluation.tasks import AskedTasks, ask_tasks, prepare_tasks, run_tasks
+from channelwise.forecasting import Forecast
+from channelwise.forecasting import forecast as forecast_order
 from channelwise.model.batches import Data, read_data
 from channelwise.model.blocks import find_blocks
 from channelwise.opening import ModelSource, opened, opened_to_quantize
@@ -131,6 +133,18 @@ def quantize(
     around = Surroundings(activation_memory=activation_memory)
     record = quantize_model(source.model, batches, plan, seed=seed, progress=progress, surroundings=around)
     return QuantizeResult(source.model, source.tokenizer, chosen, record, before, model_sizes(source.model))
+
+
+def forecast(
+    model: str | Path, *, recipe: RecipeSource, data: Data, output: str | Path, device: str = "cpu", **options: Any
+) -> Forecast:
+    """What `quantize` would take with the same arguments: blocks, bytes, peak memory, time.
+
+    The first block is really quantized; nothing is kept. Raises InputError as `quantize` does.
+    """
+    order = Order(model, load_recipe(recipe), read_data(data), Path(output), device=device, **options)
+    with joined_world(device) as world:
+        return forecast_order(order, world)
 
 
 def load(directory: str | Path) -> tuple[torch.nn.Module, Any]:

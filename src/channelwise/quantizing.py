@@ -10,12 +10,14 @@ from typing import Any
 
 import torch
 
-from channelwise import __version__
-from channelwise.checkpoint.identity import differences
+from channelwise.checkpoint.counting import counted
+from channelwise.checkpoint.format import from_config
+from channelwise.checkpoint.identity import Identity, differences
 from channelwise.checkpoint.keeping import StageKeeper
+from channelwise.checkpoint.shards import stored_sizes
 from channelwise.checkpoint.working import WorkingDirectory
 from channelwise.checkpoint.writer import RECORD_FILE, check_output, write_checkpoint_texts
-from channelwise.comparison.fingerprints import batches_digest, model_digest
+from channelwise.comparison.fingerprints import batches_digest, model_digest, versions
 from channelwise.engine.plan import Plan, SiteRecord, WalkRecord
 from channelwise.engine.walk import Progress, Surroundings, asks_for_importance, check_plan, quantize_model
 from channelwise.engine.world import World
@@ -24,11 +26,15 @@ from channelwise.evaluation.sizes import Sizes, bits_per_weight, model_sizes
 from channelwise.model.batches import Batch, Data
 from channelwise.model.blocks import find_blocks
 from channelwise.model.experts import unfuse_experts
+from channelwise.model.fingerprint import difference
 from channelwise.model.images import Images
 from channelwise.opening import ModelSource, Opened, StreamedWeights, opened_to_quantize, opened_to_stream
 from channelwise.recipe import Recipe
+from channelwise.runtime.linear import QuantizedLinear
 
 PIXEL_DIMENSIONS = 4
+OUTSIDE = "outside"
+"""In a model's identity: the digest of what is outside its blocks."""
 
 
 @dataclass(frozen=True)
@@ -80,14 +86,26 @@ def write_quantized(order: Order, world: World) -> Written:
 
     Raises InputError before anything is written.
     """
+    ready = prepared(order, world)
+    try:
+        return _write(order, ready, world)
+    except NotStreamableError:
+        return _write(order, _prepared(order, ready.plan, world, streamed=False), world)
+
+
+def prepared(order: Order, world: World) -> Prepared:
+    """Everything that comes before the work: the model opened, streamed if it can be, and the calibration set read.
+
+    Raises InputError for all that can be known to be wrong by then.
+    """
     with world.agree():
         if not order.resume:
             check_output(order.output, order.overwrite)
         plan = order.recipe.to_plan()
     try:
-        return _write(order, _prepared(order, plan, world, streamed=True), world)
+        return _prepared(order, plan, world, streamed=True)
     except NotStreamableError:
-        return _write(order, _prepared(order, plan, world, streamed=False), world)
+        return _prepared(order, plan, world, streamed=False)
 
 
 def _prepared(order: Order, plan: Plan, world: World, *, streamed: bool) -> Prepared:
@@ -182,27 +200,41 @@ def _joined_directory(stack: ExitStack, order: Order, identity: dict[str, Any], 
 @contextmanager
 def _directory(order: Order, identity: dict[str, Any], *, first: bool) -> Iterator[WorkingDirectory]:
     with WorkingDirectory.opened(
-        order.output, identity, resume=order.resume, overwrite=order.overwrite, first=first, explain=differences
+        order.output, identity, resume=order.resume, overwrite=order.overwrite, first=first, explain=_changes
     ) as working:
         try:
             yield working
         except KeyboardInterrupt as interrupt:
-            if working.finished:
-                interrupt.add_note(f"{len(working.finished)} stages are kept; the same command with --resume goes on")
+            if count := len(working.finished):
+                kept = "1 stage is kept" if count == 1 else f"{count} stages are kept"
+                interrupt.add_note(f"{kept}; the same command with --resume goes on")
             raise
 
 
-def _identity(order: Order, prepared: Prepared) -> dict[str, Any]:
+def _identity(order: Order, prepared: Prepared) -> Identity:
     """All that the checkpoint depends on."""
     weights = prepared.source.weights
-    model: Any = weights.stream.fingerprint() if isinstance(weights, StreamedWeights) else None
+    model: Any = None
+    if isinstance(weights, StreamedWeights):
+        # What is outside the blocks is read before the first one and written behind the last, so no stage tells of it.
+        model = {**weights.stream.fingerprint(), OUTSIDE: weights.stream.digest("")}
+    recipe = order.recipe.model_dump(mode="json", exclude={"summary", "paper", "calibration"})
     return {
         "model": model_digest(prepared.source.model) if model is None else model,
-        "recipe": order.recipe.model_dump(mode="json", exclude={"summary", "paper", "calibration"}),
+        "recipe": {**recipe, "files": order.recipe.own_methods()},
         "data": batches_digest(prepared.batches),
         "seed": order.seed,
-        "version": __version__,
+        "version": versions()["channelwise"],
     }
+
+
+def _changes(old: Identity, new: Identity) -> tuple[str, ...]:
+    """As `differences`, but of a streamed model's files in the words of its fingerprint."""
+    before, after = old.get("model"), new["model"]
+    if before == after or not (isinstance(before, dict) and isinstance(after, dict)):
+        return differences(old, new)
+    told = difference(before, after) or "what is outside the model's blocks has other values"
+    return (told, *differences({**old, "model": None}, {**new, "model": None}))
 
 
 def _check_sources(keeper: StageKeeper, world: World) -> None:
@@ -225,6 +257,15 @@ def _found(order: Order, prepared: Prepared) -> Written:
     """What an earlier run of the same order has written."""
     stored = json.loads((order.output / RECORD_FILE).read_text(encoding="utf-8"))
     sites = tuple(SiteRecord(**{**site, "linears": tuple(site["linears"])}) for site in stored["sites"])
-    record = WalkRecord(sites, 0.0, stored["embedding"])
-    after = Sizes(sum(path.stat().st_size for path in order.output.glob("*.safetensors")), None)
+    record = WalkRecord(sites, 0.0, stored["embedding"], floating=tuple(stored["floating"]))
+    after = _sizes_of(order.output)
     return Written(prepared.source, record, prepared.before, after, len(find_blocks(prepared.source.model).names) + 1)
+
+
+def _sizes_of(checkpoint: Path) -> Sizes:
+    """The sizes of a checkpoint's model, of which nothing is loaded."""
+    config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
+    schemes = from_config(config["quantization_config"], "config.json").schemes.values()
+    counts = counted(QuantizedLinear(scheme, device="meta") for scheme in schemes)
+    stored = sum(sum(stored_sizes(file).values()) for file in checkpoint.glob("*.safetensors"))
+    return Sizes(stored, counts.bits_per_weight)

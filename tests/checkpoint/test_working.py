@@ -187,9 +187,10 @@ class TestBetweenTheLastRenames:
             target.rename(replaced)
             raise KeyboardInterrupt
 
-        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        with monkeypatch.context() as patched:
             patched.setattr(unfinished, "put_in_place", stop)
-            walk(output, overwrite=True)
+            with pytest.raises(KeyboardInterrupt):
+                walk(output, overwrite=True)
         return output
 
     def test_resume_does_them(self, old: Path, whole: Callable[..., dict[str, bytes]]) -> None:
@@ -274,7 +275,22 @@ class TestLeaving:
         with pytest.raises(expected):
             walk(tmp_path / "out", behind=stop_behind(0, error))
         assert left(tmp_path / "out").exists() is stays
-        assert not is_worth_keeping(error, ())
+        assert not is_worth_keeping(error, found=0, finished=0)
+
+    def test_of_the_input_soon_after_a_resume_leaves_what_was_found(self, stopped: Path) -> None:
+        with (
+            pytest.raises(InputError, match="other weights"),
+            WorkingDirectory.opened(stopped, IDENTITY, resume=True, overwrite=False),
+        ):
+            raise InputError("other weights")
+        assert walk(stopped, resume=True) == STAGES - 2
+
+    def test_of_the_input_later_on_leaves_nothing(self, tmp_path: Path) -> None:
+        with pytest.raises(KeyboardInterrupt):
+            walk(tmp_path / "out", behind=stop_behind(0))
+        with pytest.raises(NumericalError):
+            walk(tmp_path / "out", resume=True, behind=stop_behind(1, NumericalError("not finite")))
+        assert list(tmp_path.iterdir()) == []
 
     def test_with_nothing_finished_leaves_nothing(self, tmp_path: Path) -> None:
         def begin() -> None:

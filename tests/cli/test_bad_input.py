@@ -10,7 +10,7 @@ import pytest
 import torch
 import transformers
 
-from channelwise.checkpoint import writer
+from channelwise.checkpoint import working, writer
 from tests.cli import tiny
 from tests.cli.conftest import Run
 
@@ -59,10 +59,18 @@ class TestModels:
         config = transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1])
         assert "linear" in refused(tiny.saved(transformers.ResNetModel(config), None, tmp_path / "resnet"))
 
-    def test_weights_with_nan(self, refused: Refused, tmp_path: Path) -> None:
+    def test_weights_with_nan_end_the_walk_at_their_block(
+        self, run: Callable[..., Run], text: Path, tmp_path: Path
+    ) -> None:
+        """Blocks are read when their turn comes; what was finished before is of no use then."""
         model = tiny.llama()
         model.model.layers[1].mlp.up_proj.weight.data[3, 4] = torch.nan
-        assert "layers.1.mlp.up_proj" in refused(tiny.saved(model, tiny.byte_tokenizer(), tmp_path / "nan"))
+        source = tiny.saved(model, tiny.byte_tokenizer(), tmp_path / "nan")
+        before = sorted(tmp_path.rglob("*"))
+        done = run("quantize", source, "--recipe", "rtn-w8a8", "--data", text, "--output", tmp_path / "out")
+        assert (done.status, done.stdout) == (2, "")
+        assert "layers.1.mlp.up_proj" in done.stderr.splitlines()[-1]
+        assert sorted(tmp_path.rglob("*")) == before
 
     def test_truncated_weights(self, refused: Refused, llama: Path) -> None:
         weights = llama / "model.safetensors"
@@ -186,7 +194,7 @@ class TestOutputs:
         def full(*_: object) -> None:
             raise OSError(errno.ENOSPC, "No space left on device")
 
-        monkeypatch.setattr(writer, "write_shards", full)
+        monkeypatch.setattr(working, "write_weight_file", full)
         before = sorted(tmp_path.iterdir())
         options = ("--recipe", "rtn-w8a8", "--data", text, "--output", tmp_path / "out", "--samples", 2)
         done = run("quantize", llama, *options)

@@ -33,15 +33,15 @@ def test_importing_the_package_registers_the_plugin() -> None:
 
 @pytest.mark.skipif(os.name == "nt", reason="no SIGINT for one process")
 @pytest.mark.parametrize(
-    ("moment", "number", "status"),
+    ("moment", "number", "status", "told"),
     [
-        ("reading the calibration data", signal.SIGINT, 130),
-        ("block 3 of 24", signal.SIGINT, 130),
-        ("block 2 of 24", signal.SIGTERM, 143),
+        ("reading the calibration data", signal.SIGINT, 130, "no output was written"),
+        ("block 3 of 24", signal.SIGINT, 130, "--resume goes on"),
+        ("block 2 of 24", signal.SIGTERM, 143, "--resume goes on"),
     ],
 )
-def test_an_interruption_leaves_nothing_behind(
-    tmp_path: Path, text: Path, moment: str, number: int, status: int
+def test_an_interruption_leaves_finished_blocks_and_no_output(
+    tmp_path: Path, text: Path, moment: str, number: int, status: int, told: str
 ) -> None:
     model = tiny.saved(tiny.llama(num_hidden_layers=24), tiny.byte_tokenizer(), tmp_path / "deep")
     before = sorted(tmp_path.rglob("*"))
@@ -61,6 +61,8 @@ def test_an_interruption_leaves_nothing_behind(
     started.send_signal(number)
     stdout, stderr = started.communicate(timeout=60)
     assert (started.returncode, stdout) == (status, "")
-    assert stderr.splitlines()[-1] == "interrupted; no output was written"
+    assert stderr.splitlines()[-1].startswith("interrupted; ") and stderr.splitlines()[-1].endswith(told)
     assert "Traceback" not in stderr
-    assert sorted(tmp_path.rglob("*")) == before
+    left = {path for path in tmp_path.rglob("*") if ".out.unfinished" not in path.parts}
+    assert sorted(left) == before
+    assert (tmp_path / ".out.unfinished").exists() == ("--resume" in told)

@@ -5,9 +5,9 @@
 """
 
 import contextlib
+import faulthandler
 import multiprocessing
 import os
-import pickle
 import signal
 import subprocess
 import sys
@@ -70,12 +70,16 @@ class Ranks:
         """Waits for the end of a rank."""
         process = self._processes[rank]
         process.join(SECONDS)
+        late = process.exitcode is None
+        if late:
+            self.send(rank, signal.SIGABRT)  # tells where every thread is
+            process.join(SECONDS)
         stderr = (self._folder / f"{rank}.err").read_text()
-        assert process.exitcode is not None, f"rank {rank} did not end; it said: {stderr}"
-        result = self._folder / f"{rank}.pickle"
+        assert not late and process.exitcode is not None, f"rank {rank} did not end; it said: {stderr}"
+        result = self._folder / f"{rank}.result"
         return Ended(
             status=process.exitcode,
-            result=pickle.loads(result.read_bytes()) if result.exists() else None,
+            result=torch.load(result, weights_only=False) if result.exists() else None,
             stdout=self.said(rank),
             stderr=stderr,
         )
@@ -94,7 +98,7 @@ def started_ranks(
     if not agent:
         del store
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["channelwise.engine.joining", __name__])
+    context.set_forkserver_preload(["channelwise.engine.joining", "hypothesis", "pytest"])
     with TemporaryDirectory() as folder:
         processes = []
         for rank in range(size):
@@ -155,6 +159,7 @@ def _be_rank(
     """The process: like the command line, its exit status is 2 for bad input and 1 for other errors."""
     for number, ending in ((1, "out"), (2, "err")):
         os.dup2(os.open(f"{folder}/{rank}.{ending}", os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+    faulthandler.enable()
     os.environ.update(environ)
     torch.set_num_threads(1)
     signal.signal(signal.SIGTERM, _interrupt)
@@ -164,7 +169,7 @@ def _be_rank(
     except (InputError, RuntimeError, KeyboardInterrupt) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
         raise SystemExit(2 if isinstance(error, InputError) else 1) from None
-    Path(folder, f"{rank}.pickle").write_bytes(pickle.dumps(result))
+    torch.save(result, f"{folder}/{rank}.result")
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

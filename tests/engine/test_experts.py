@@ -55,7 +55,7 @@ class Routed(nn.Module):
         self.dense = nn.ModuleList([nn.Sequential(nn.Linear(4, 4)) for _ in range(2)])
 
 
-SITES = tuple(site(f"moe.experts.{index}.{place}") for index in range(3) for place in (0, 1)) + (site("dense.0.0"),)
+SITES = (*(site(f"moe.experts.{index}.{place}") for index in range(3) for place in (0, 1)), site("dense.0.0"))
 
 
 def test_sites_in_the_same_place_of_like_experts_are_alike() -> None:

@@ -1,11 +1,11 @@
 """A site made of plain tensors, for testing methods without a model."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 
-from channelwise.methods.site import ChannelStatistics, Importance, input_step
+from channelwise.methods.site import ChannelStatistics, Importance, LayerChoice, input_step
 from channelwise.numerics.granularity import ROW
 from channelwise.numerics.grids import Grid, IntegerGrid
 from channelwise.numerics.inputs import static_codes, static_vectors
@@ -47,6 +47,10 @@ class TensorSite:
         low, high = torch.aminmax(self.x, dim=1)
         minimum, maximum = low.amin(dim=0), high.amax(dim=0)
         return ChannelStatistics(minimum, maximum, ((low + high) / 2).mean(dim=0), self.x[..., 0].numel())
+
+    def solved(self, solve: Callable[[int], LayerChoice], costs: Sequence[float]) -> tuple[LayerChoice, ...]:
+        """Each layer's, here."""
+        return tuple(map(solve, range(len(costs))))
 
     def output(self, transform: ChannelTransform, clip: float = 1.0) -> list[torch.Tensor]:
         """The quantized outputs [tokens, out_features]."""

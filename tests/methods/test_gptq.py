@@ -311,12 +311,51 @@ def test_the_weight_is_left_alone_and_its_gradient_is_not_followed(granularity: 
     assert not parameters.scale.requires_grad
 
 
+@pytest.mark.parametrize("granularity", GRANULARITIES, ids=str)
+def test_a_transposed_weight_is_left_alone_too(granularity: Granularity) -> None:
+    matrix, stored = hessian_of(correlated_inputs(0)).matrix, random_weight(0).t().contiguous()
+    codes, _ = solve(stored.t(), matrix, IntegerGrid(4), granularity, Gptq())
+    assert torch.equal(stored.t(), random_weight(0))
+    assert torch.equal(codes, solve(random_weight(0), matrix, IntegerGrid(4), granularity, Gptq())[0])
+
+
 def test_a_half_precision_weight_is_computed_in_float32() -> None:
     weight, matrix = random_weight(0).bfloat16(), hessian_of(correlated_inputs(0)).matrix
     codes, parameters = solve(weight, matrix, IntegerGrid(4), ROW, Gptq())
     expected, _ = solve(weight.float(), matrix, IntegerGrid(4), ROW, Gptq())
     assert torch.equal(codes, expected)
     assert parameters.scale.dtype == torch.float32
+
+
+@pytest.mark.parametrize("granularity", [ROW, Granularity("row_group", 16), Granularity("column_group", 16)], ids=str)
+@pytest.mark.parametrize("grid", GRIDS, ids=str)
+def test_some_rows_are_rounded_as_in_the_whole(grid: Grid, granularity: Granularity) -> None:
+    # So that several processes can share a layer. Seeds are fixed: a library may sum a product of fewer rows in another
+    # order, and a number that this puts on the other side of a tie would rightly differ.
+    options = Gptq(block=32)
+    weight, matrix = random_weight(0, 112, 90), hessian_of(correlated_inputs(0, channels=90)).matrix
+    whole, parameters = solve(weight, matrix, grid, granularity, options)
+    for rows in (slice(0, 16), slice(16, 80), slice(80, 112)):
+        codes, own = solve(weight[rows], matrix, grid, granularity, options)
+        expected = parameters.of_rows(rows, granularity)
+        assert torch.equal(codes, whole[rows])
+        assert torch.equal(own.scale, expected.scale)
+        assert (own.zero_point is None) == (expected.zero_point is None)
+        if own.zero_point is not None and expected.zero_point is not None:
+            assert torch.equal(own.zero_point, expected.zero_point)
+
+
+@pytest.mark.parametrize("granularity", GRANULARITIES, ids=str)
+def test_how_many_rows_are_rounded_at_a_time_does_not_matter(
+    monkeypatch: pytest.MonkeyPatch, granularity: Granularity
+) -> None:
+    weight, matrix, grid = random_weight(0), hessian_of(correlated_inputs(0)).matrix, IntegerGrid(4, symmetric=False)
+    whole, parameters = solve(weight, matrix, grid, granularity, Gptq())
+    for rows in (1, 6):
+        monkeypatch.setattr("channelwise.methods.gptq.ROWS", rows)
+        codes, own = solve(weight, matrix, grid, granularity, Gptq())
+        assert torch.equal(codes, whole)
+        assert torch.equal(own.scale, parameters.scale)
 
 
 @pytest.mark.parametrize("granularity", IN_TURN, ids=str)

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from channelwise.methods.hessian import BLOCK, Hessian, HessianBuilder, output_error
+from channelwise.methods.hessian import BLOCK, ROWS, Hessian, HessianBuilder, output_error, row_errors
 from channelwise.numerics.transform import ChannelTransform
 
 ROUNDING = 2.0**-24
@@ -145,3 +145,57 @@ def test_the_matrix_of_many_channels_is_whole_and_symmetric() -> None:
     matrix = builder.finish().matrix
     torch.testing.assert_close(matrix, x.t() @ x, rtol=1e-4, atol=1e-4)
     assert torch.equal(matrix, matrix.t())
+
+
+def wide_case(seed: int, rows: int = 40, channels: int = BLOCK + 90) -> tuple[Hessian, torch.Tensor]:
+    """Correlated inputs of more channels than are summed in float32, and a change of a weight that reads them."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(300, channels, generator=generator) + torch.randn(300, 1, generator=generator)
+    return hessian_of(x), torch.randn(rows, channels, generator=generator)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_output_error_in_float32_is_that_in_float64_to_the_promised_share(seed: int) -> None:
+    hessian, change = wide_case(seed)
+    exact = output_error(hessian, change.double())
+    # Three standard deviations of √2 K 2^-24 Σ_j δ_j² H_jj, whose squares add up over rows.
+    alone = (change.double().square() @ hessian.matrix.diagonal().double()).square().sum().sqrt()
+    deviation = 2**0.5 * BLOCK * ROUNDING * float(alone) / hessian.tokens
+    assert abs(output_error(hessian, change) - exact) <= 3 * deviation <= 1e-3 * exact
+
+
+def test_a_change_whose_terms_cancel_is_computed_in_float64() -> None:
+    # All inputs nearly one and the same number, and rows whose entries nearly add up to 0.
+    x = 100.0 + torch.randn(300, BLOCK + 90, generator=torch.Generator().manual_seed(0))
+    change = torch.randn(4, BLOCK + 90, generator=torch.Generator().manual_seed(1))
+    change -= change.mean(dim=1, keepdim=True)
+    hessian = hessian_of(x)
+    assert output_error(hessian, change) == output_error(hessian, change.double())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_output_error_is_the_sum_of_that_of_the_rows(dtype: torch.dtype) -> None:
+    hessian, change = wide_case(0, rows=ROWS + 5)
+    change = change.to(dtype)
+    parts = [output_error(hessian, change[:7]), output_error(hessian, change[7:])]
+    # Within what either way of summing is promised to be off.
+    assert sum(parts) == pytest.approx(output_error(hessian, change), rel=2e-3 if dtype == torch.float32 else 1e-12)
+
+
+def test_row_errors_are_the_quadratic_forms_of_the_rows() -> None:
+    hessian, change = wide_case(1)
+    wide = change.double()
+    explicit = ((wide @ hessian.matrix.double()) * wide).sum(dim=1)
+    torch.testing.assert_close(row_errors(hessian.matrix, wide), explicit, rtol=1e-12, atol=0)
+
+
+def test_many_channels_are_transformed_as_few_are() -> None:
+    hessian, _ = wide_case(2)
+    transform = random_transform(torch.randn(9, BLOCK + 90, generator=torch.Generator().manual_seed(3)), 3)
+    assert transform.shift is not None and transform.scale is not None
+    found = hessian.transformed(transform).matrix
+    # Each entry concerns two channels alone.
+    for pair in ([0, BLOCK + 1], [BLOCK - 1, BLOCK], [BLOCK + 88, BLOCK + 89]):
+        few = Hessian(hessian.matrix[pair][:, pair], hessian.total[pair], hessian.tokens)
+        part = ChannelTransform(transform.shift[pair], transform.scale[pair])
+        assert torch.equal(found[pair][:, pair], few.transformed(part).matrix)

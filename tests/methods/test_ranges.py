@@ -6,7 +6,7 @@ import torch
 from channelwise.methods.ranges import SHARES, group_errors, least_error_parameters, searched_parameters
 from channelwise.numerics.granularity import COLUMN, ROW, TENSOR, Granularity, value_range
 from channelwise.numerics.grids import IntegerGrid
-from channelwise.numerics.quantizer import fake_quantize, parameters_from_range, parameters_of, scale_dtype
+from channelwise.numerics.quantizer import Parameters, fake_quantize, parameters_from_range, parameters_of, scale_dtype
 
 GRANULARITIES = [TENSOR, ROW, COLUMN, Granularity("row_group", 8), Granularity("column_group", 5)]
 GRID = IntegerGrid(3, symmetric=False)
@@ -58,6 +58,27 @@ def test_a_searched_range_is_the_best_of_all_shares_for_every_group(granularity:
     given = group_errors(fake_quantize(weight, found, GRID, granularity) - weight, hessian, granularity)
     torch.testing.assert_close(given, best)
     assert float(given.sum()) < float(errors(1.0).sum())
+
+
+@pytest.mark.parametrize("granularity", [ROW, Granularity("row_group", 8), Granularity("column_group", 5)])
+def test_some_rows_are_searched_as_in_the_whole(monkeypatch: pytest.MonkeyPatch, granularity: Granularity) -> None:
+    x, weight = inputs_and_weight(2)
+    hessian = x.t() @ x
+    whole = searched_parameters(weight, hessian, GRID, granularity)
+    for rows in (slice(0, 5), slice(5, 12)):
+        found, expected = (
+            searched_parameters(weight[rows], hessian, GRID, granularity),
+            whole.of_rows(rows, granularity),
+        )
+        assert_same(found, expected)
+    monkeypatch.setattr("channelwise.methods.ranges.ROWS", 6)
+    assert_same(searched_parameters(weight, hessian, GRID, granularity), whole)
+
+
+def assert_same(found: Parameters, expected: Parameters) -> None:
+    assert torch.equal(found.scale, expected.scale)
+    assert found.zero_point is not None and expected.zero_point is not None
+    assert torch.equal(found.zero_point, expected.zero_point)
 
 
 @pytest.mark.parametrize("granularity", [COLUMN, Granularity("column_group", 70)])

@@ -5,9 +5,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from channelwise.numerics.granularity import COLUMN, ROW, Granularity, expand, parameter_shape, value_range
+from channelwise.numerics.granularity import COLUMN, ROW, Granularity, expand, parameter_shape, row_slices, value_range
 from channelwise.numerics.grids import IntegerGrid
-from channelwise.numerics.quantizer import encode, fake_quantize, parameters_of
+from channelwise.numerics.quantizer import decode, encode, fake_quantize, joined, parameters_of
 from tests.numerics.cases import all_grids, asymmetric_grids, gaussian, granularities, matrices
 
 
@@ -82,3 +82,45 @@ def test_only_groups_take_a_group_size(kind):
 def test_groups_need_a_group_size(size):
     with pytest.raises(ValueError, match="at least 1"):
         Granularity("row_group", size)
+
+
+@given(st.integers(0, 40), granularities, st.integers(1, 50))
+def test_parts_of_the_rows_are_all_rows_in_turn_and_cut_no_group_apart(rows, granularity, size):
+    parts = row_slices(rows, granularity, size)
+    assert [row for part in parts for row in range(part.start, part.stop)] == list(range(rows))
+    assert len({part.stop - part.start for part in parts[:-1]}) <= 1
+    if granularity.kind == "column_group":
+        assert all(part.start % granularity.group_size == 0 for part in parts)
+        assert all(part.stop - part.start <= max(size, granularity.group_size) for part in parts)
+    else:
+        assert all(part.stop - part.start <= size for part in parts)
+
+
+@given(matrices(), all_grids, granularities, st.integers(1, 9))
+def test_a_part_of_the_rows_is_quantized_as_in_the_whole(w, grid, granularity, size):
+    parameters = parameters_of(w, grid, granularity)
+    codes, values = encode(w, parameters, grid, granularity), fake_quantize(w, parameters, grid, granularity)
+    for rows in row_slices(len(w), granularity, size):
+        own = parameters.of_rows(rows, granularity)
+        assert torch.equal(encode(w[rows], own, grid, granularity), codes[rows])
+        assert torch.equal(decode(codes[rows], own, grid, granularity), values[rows])
+
+
+@given(matrices(), all_grids, granularities, st.integers(1, 20))
+def test_how_many_entries_are_handled_at_a_time_does_not_matter(w, grid, granularity, entries):
+    parameters = parameters_of(w, grid, granularity)
+    whole = [encode(w, parameters, grid, granularity), fake_quantize(w, parameters, grid, granularity)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("channelwise.numerics.quantizer.CACHED", entries)
+        assert torch.equal(encode(w, parameters, grid, granularity), whole[0])
+        assert torch.equal(decode(whole[0], parameters, grid, granularity), whole[1])
+        assert torch.equal(fake_quantize(w, parameters, grid, granularity), whole[1])
+
+
+@given(matrices(), asymmetric_grids, st.integers(1, 9), st.integers(1, 9))
+def test_the_parameters_of_parts_are_joined_to_those_of_the_whole(w, grid, group, size):
+    granularity = Granularity("column_group", group)
+    whole = parameters_of(w, grid, granularity)
+    parts = [whole.of_rows(rows, granularity) for rows in row_slices(len(w), granularity, size)]
+    assert torch.equal(joined(parts, dim=0).scale, whole.scale)
+    assert torch.equal(joined(parts, dim=0).zero_point, whole.zero_point)

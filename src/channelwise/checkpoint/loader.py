@@ -11,6 +11,7 @@ from channelwise.checkpoint.format import QUANT_METHOD, from_config
 from channelwise.checkpoint.plugin import register
 from channelwise.checkpoint.shards import check_shards
 from channelwise.errors import InputError
+from channelwise.model.loading import lacks_a_pooler, quiet
 
 TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json")
 NAMED_KEYS = 3
@@ -67,8 +68,12 @@ def _model_class(config: dict[str, Any], folder: Path) -> Any:
 
 
 def _load_model(model_class: Any, folder: Path, dtype: str | torch.dtype) -> Any:
+    options = {"dtype": dtype, "output_loading_info": True, "local_files_only": True}
     try:
-        model, info = model_class.from_pretrained(folder, dtype=dtype, output_loading_info=True, local_files_only=True)
+        with quiet():
+            model, info = model_class.from_pretrained(folder, **options)
+            if lacks_a_pooler(model_class, info["missing_keys"]):
+                model, info = model_class.from_pretrained(folder, **options, add_pooling_layer=False)
     except (RuntimeError, ValueError, OSError) as error:
         line = str(error).strip().splitlines()
         raise InputError(f"{folder} cannot be loaded: {line[0] if line else type(error).__name__}") from error

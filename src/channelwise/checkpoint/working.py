@@ -1,7 +1,7 @@
 """The working directory of a run: what is finished stays, whatever happens. `unfinished.py` tells what is in it."""
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,7 @@ class WorkingDirectory:
         self.output, self.folder = Path(output), working_folder(output)
         self.run = digest(identity)
         self.finished, self.already_finished = begun.stages, begun.is_done
+        self._found = len(begun.stages)
         self._first, self._is_left = first, begun.is_done
 
     @classmethod
@@ -152,18 +153,21 @@ class WorkingDirectory:
         try:
             yield
         except BaseException as error:
-            if not self._is_left and not is_worth_keeping(error, self.finished):
+            if not self._is_left and not is_worth_keeping(error, self._found, len(self.finished)):
                 remove(self.output)
             raise
 
 
-def is_worth_keeping(error: BaseException, finished: Sequence[FinishedStage]) -> bool:
+def is_worth_keeping(error: BaseException, found: int, finished: int) -> bool:
     """Whether a run that ends by this error leaves its working directory.
 
-    It does if a stage is finished and a later run may get further: after an interruption, a lost process, a full disk,
-    missing memory, an error in a program. What is wrong with the input would be wrong again.
+    found: stages that an earlier run had finished; finished: those and its own. It does if a stage is finished and a
+    later run may get further: after an interruption, a lost process, a full disk, missing memory, an error in a
+    program. What is wrong with the input would be wrong again; but a run that has finished nothing itself, refused
+    soon after it began, leaves what it found.
     """
-    return bool(finished) and (isinstance(error, DiskError) or not isinstance(error, InputError))
+    is_of_input = isinstance(error, InputError) and not isinstance(error, DiskError)
+    return finished > 0 and (finished == found or not is_of_input)
 
 
 @contextmanager

@@ -21,7 +21,16 @@ from channelwise.errors import InputError
 from channelwise.runtime.embedding import QuantizedEmbedding
 from channelwise.runtime.linear import QuantizedLinear
 
-PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
+PROCESSOR_FILES = (
+    "preprocessor_config.json",
+    "processor_config.json",
+    "video_preprocessor_config.json",
+    "audio_tokenizer_config.json",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+PROCESSOR_FOLDERS = ("additional_chat_templates/*.jinja", "*tokenizer/*.json", "*tokenizer/*.txt", "*tokenizer/*.model")
+"""Chat templates, and tokenizers that a processor of several parts keeps in folders of their own."""
 SENTENCE_FILES = (
     "modules.json",
     "sentence_bert_config.json",
@@ -185,11 +194,20 @@ def _write_texts(
 
 def copy_extra_files(source_name: str, folder: Path) -> None:
     """The files of processors and of sentence-transformers, from the directory or hub name of the original."""
-    for name in (*PROCESSOR_FILES, *SENTENCE_FILES):
+    for name in (*PROCESSOR_FILES, *SENTENCE_FILES, *_in_folders(source_name)):
         found = _source_file(source_name, name)
         if found is not None and not (folder / name).exists():
             (folder / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(found, folder / name)
+
+
+def _in_folders(source_name: str) -> list[str]:
+    """The files in a processor's folders, relative to the model's."""
+    config = _source_file(source_name, "config.json")
+    if config is None:
+        return []
+    found = [path for pattern in PROCESSOR_FOLDERS for path in config.parent.glob(pattern)]
+    return sorted(path.relative_to(config.parent).as_posix() for path in found)
 
 
 def _source_file(source_name: str, name: str) -> Path | None:

@@ -57,6 +57,9 @@ Device = Annotated[str, typer.Option("--device", metavar="D", help="cpu, cuda, c
 Output = Annotated[Path, typer.Option("--output", metavar="DIR", help="Where the model goes.", show_default=False)]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace DIR if it exists.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the unfinished run into DIR, if there is one.")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Quantize the first block only, write nothing, tell what all will take.")
+]
 ActivationMemory = Annotated[
     str | None,
     typer.Option(

@@ -15,6 +15,10 @@ INTERRUPTED = 128
 """Plus the signal's number, as shells count: 130 for Ctrl-C."""
 
 _REPEAT_SECONDS = 1.0
+_TELLING_SECONDS = 1.0
+
+SHARED_VERBS = ("quantize",)
+"""What several processes, started by torchrun, do together."""
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -25,7 +29,10 @@ def run(arguments: Sequence[str]) -> int:
             return _run_verb(list(arguments) or ["--help"])
     except KeyboardInterrupt as interrupt:
         number = interrupt.args[0] if interrupt.args else signal.SIGINT
-        return _say("; ".join(["interrupted", *getattr(interrupt, "__notes__", ["no output was written"])]), INTERRUPTED + number)
+        return _say(
+            "; ".join(["interrupted", *getattr(interrupt, "__notes__", ["no output was written"])]),
+            INTERRUPTED + number,
+        )
     except BrokenPipeError:
         # The reader has gone (`| head`); without this, Python complains once more when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -43,12 +50,34 @@ def _run_verb(arguments: list[str]) -> int:
     from channelwise.cli.app import app
 
     command = typer.main.get_command(app)
+    verb = next((argument for argument in arguments if not argument.startswith("-")), "")
+    if verb in getattr(command, "commands", {}) and verb not in SHARED_VERBS and "--help" not in arguments:
+        _check_alone(verb)
     try:
         with command.make_context("channelwise", arguments) as context:
             command.invoke(context)
     except typer.Exit as finished:
         return int(finished.exit_code)
     return DONE
+
+
+def _check_alone(verb: str) -> None:
+    """Raises InputError if several processes were started to run this verb, which would all do the same."""
+    from channelwise.cli.ranks import is_first
+    from channelwise.engine.launch import is_launched
+    from channelwise.errors import InputError
+
+    if not is_launched(os.environ):
+        return
+    size = os.environ.get("WORLD_SIZE", "").strip()
+    error = InputError(
+        f"{verb} runs in one process, but the environment has WORLD_SIZE={size}: start it without torchrun"
+    )
+    if not is_first():
+        error.quiet = True  # type: ignore[attr-defined]
+        # Others wait for the first one to tell, because torchrun stops all when one has ended.
+        time.sleep(_TELLING_SECONDS)
+    raise error
 
 
 def _failure(error: Exception, debug: bool) -> int:

@@ -9,6 +9,7 @@ from channelwise.cli.options import (
     Data,
     Debug,
     Device,
+    DryRun,
     Model,
     Output,
     Overwrite,
@@ -20,7 +21,7 @@ from channelwise.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from channelwise.api import QuantizeResult
+    from channelwise.api import Forecast, QuantizeResult
 
 DEFAULT_ACTIVATION_MEMORY = "4GiB"
 
@@ -37,6 +38,7 @@ def quantize(
     device: Device = "cpu",
     overwrite: Overwrite = False,
     resume: Resume = False,
+    dry_run: DryRun = False,
     activation_memory: ActivationMemory = None,
     as_json: AsJson = False,
     debug: Debug = False,
@@ -58,7 +60,8 @@ def quantize(
 
     memory = bytes_of(activation_memory or DEFAULT_ACTIVATION_MEMORY, "--activation-memory")
     with reported_progress(silent=not is_first()) as progress:
-        result = api.quantize(
+        do = api.forecast if dry_run else api.quantize
+        result = do(
             model,
             recipe=load_recipe(recipe, settings or ()),
             data=data,
@@ -74,10 +77,24 @@ def quantize(
         )
     if not is_first():
         return
-    if as_json:
+    if isinstance(result, api.Forecast):
+        _tell_plan(model, recipe, str(output), result, as_json)
+    elif as_json:
         print_json(_as_data(model, result))
-        return
-    _print_summary(model, result)
+    else:
+        _print_summary(model, result)
+
+
+def _tell_plan(model: str, recipe: str, output: str, plan: "Forecast", as_json: bool) -> None:
+    from dataclasses import asdict
+
+    from channelwise.cli.output import print_json, results_console
+    from channelwise.report.forecast import forecast_page
+
+    if as_json:
+        print_json({"model": model, "recipe": recipe, "output": output, **asdict(plan)})
+    else:
+        results_console().print(forecast_page(model, recipe, output, plan))
 
 
 def _as_data(model: str, result: "QuantizeResult") -> dict[str, Any]:

@@ -5,7 +5,7 @@ import json
 import platform
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -94,10 +94,17 @@ def surroundings(device: torch.device) -> dict[str, Any]:
 def versions() -> dict[str, str]:
     """Of the package and of what computes for it."""
     return {
-        "channelwise": version("channelwise"),
+        "channelwise": _own_version(),
         "torch": str(torch.__version__),
         "transformers": transformers.__version__,
     }
+
+
+def _own_version() -> str:
+    try:
+        return version("channelwise")
+    except PackageNotFoundError:
+        return "not installed"
 
 
 @cache

@@ -13,7 +13,7 @@ from channelwise.engine.hooks import captured_call, run_until_seen, stand_ins
 from channelwise.engine.plan import InputPlan, WeightPlan
 from channelwise.engine.sampling import TokenSampler
 from channelwise.engine.world import ALONE, World
-from channelwise.methods.site import ChannelStatistics, Choice, Importance, SiteView, input_step
+from channelwise.methods.site import ChannelStatistics, Choice, Importance, LayerChoice, SiteView, input_step
 from channelwise.model.linears import bias_vector, weight_matrix
 from channelwise.model.sites import Site
 from channelwise.numerics.grids import Grid
@@ -48,6 +48,7 @@ class SiteEvaluator:
     all_runs: Mapping[int, Callable[[], Any]] = field(default_factory=dict)
     sampler: TokenSampler = field(default_factory=TokenSampler)
     importance_of: Mapping[str, Importance | None] = field(default_factory=dict)
+    same_tokens: bool = True
     world: World = ALONE
 
     @property
@@ -70,14 +71,29 @@ class SiteEvaluator:
 
     @property
     def importance(self) -> list[Importance | None]:
-        """By layer; None where nothing is known, or not of just these tokens (an expert got others since)."""
+        """By layer; None where nothing is known. Where an expert got other tokens since, all tokens count alike."""
         found = [self.importance_of.get(name) for name in self.site.linears]
-        return [None if part is None or len(part.tokens) != len(self.samples) else part for part in found]
+        return [None if part is None else self._of_samples(part) for part in found]
+
+    def _of_samples(self, part: Importance) -> Importance:
+        if self.same_tokens and len(part.tokens) == len(self.samples):
+            return part
+        return replace(part, tokens=part.outputs.new_ones(len(self.samples)))
 
     @cached_property
     def weights(self) -> tuple[torch.Tensor, ...]:
         """Float32 weights [out_features, channels] of the site's layers."""
         return tuple(weight_matrix(m).detach().float() for m in self._modules)
+
+    def solved(self, solve: Callable[[int], LayerChoice], costs: Sequence[float]) -> tuple[LayerChoice, ...]:
+        """What `solve` gives for each layer: the costliest first, to the rank with the least to do so far."""
+        owners, load = {}, [0.0] * self.world.size
+        for layer in sorted(range(len(costs)), key=lambda layer: -costs[layer]):
+            owners[layer] = load.index(min(load))
+            load[owners[layer]] += costs[layer]
+        own = {layer: solve(layer) for layer, owner in owners.items() if owner == self.world.rank}
+        found = {layer: choice for part in self.world.gathered(own) for layer, choice in part.items()}
+        return tuple(found[layer] for layer in range(len(costs)))
 
     def loss(self, transform: ChannelTransform, clip: float = 1.0) -> float:
         """Sum over features, mean over tokens, of the squared output difference."""

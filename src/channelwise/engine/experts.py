@@ -3,7 +3,7 @@
 An expert's siblings are its likes in the same list, and their sites in the same place read the same kind of input.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NoReturn
 
@@ -126,6 +126,10 @@ class _SharedSite:
     @property
     def importance(self) -> NoReturn:
         """There is none."""
+        raise _TokensNeededError
+
+    def solved(self, solve: Callable[[int], LayerChoice], costs: Sequence[float]) -> NoReturn:
+        """What is solved by layer needs tokens."""
         raise _TokensNeededError
 
     def loss(self, transform: ChannelTransform, clip: float = 1.0) -> float:

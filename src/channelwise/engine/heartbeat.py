@@ -74,21 +74,28 @@ class Heartbeat:
             thread.join(self.pace.period)  # a store that hangs keeps the first; it is a daemon
 
     @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """While the main thread waits for other ranks, signals do not reach it; the watch acts for it."""
+        self._waiting = True
+        try:
+            yield
+        finally:
+            self._waiting = False
+
+    @contextlib.contextmanager
     def collective(self) -> Iterator[None]:
         """Around a collective: raises RankLostError instead of the transport's error if another rank has stopped."""
         if self._state is not State.RUNNING:
             raise RankLostError("this one is leaving, too", self._cause)
-        self._waiting = True
         try:
-            yield
+            with self.waiting():
+                yield
         except RuntimeError as error:
             lost = self.loss() or _lost_connection(error)
             if lost is None:
                 raise
             self.say(State.FAILED, lost.rank)
             raise lost from error
-        finally:
-            self._waiting = False
 
     def loss(self) -> RankLostError | None:
         """Which rank has stopped, waited for as long as the grace; None if all live, or were interrupted like this."""

@@ -1,6 +1,5 @@
 """The hidden states of the calibration samples at one block boundary: in memory up to a budget, on disk beyond it."""
 
-import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,6 +34,7 @@ class HiddenStates:
     folder: Folder = nowhere
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     boundary: int = 0
+    _sizes: dict[int, int] = field(default_factory=dict)
     _kept: dict[int, torch.Tensor] = field(default_factory=dict)
     _files: dict[int, Path] = field(default_factory=dict)
     _spilled: list[TemporaryDirectory[str]] = field(default_factory=list)
@@ -51,6 +51,7 @@ class HiddenStates:
     def __setitem__(self, sample: int, state: torch.Tensor) -> None:
         """Keeps a state of the current boundary."""
         self._kept.pop(sample, None)
+        self._sizes[sample] = _bytes(state)
         fits = self.budget is None or self.bytes_in_memory + _bytes(state) <= self.budget
         lasting = self.folder(self.boundary)
         if fits:
@@ -60,13 +61,18 @@ class HiddenStates:
             path = (lasting or self._temporary()) / f"{sample:06d}-{self.boundary}.safetensors"
             _write(state, path)
             self._files[sample] = path
-        if earlier is not None and self._spilled and earlier.is_relative_to(self._spilled[0].name):
+        if earlier is not None and earlier != self._files.get(sample) and self._is_spilled(earlier):
             earlier.unlink()
 
     @property
     def bytes_in_memory(self) -> int:
         """Of the states that are not only in files."""
         return sum(map(_bytes, self._kept.values()))
+
+    @property
+    def total_bytes(self) -> int:
+        """Of all states."""
+        return sum(self._sizes.values())
 
     def restore(self, boundary: int, samples: Iterable[int], folder_of: Folder | None = None) -> None:
         """Goes on at a boundary that an earlier run reached. Raises InputError for a file that is not there.
@@ -81,7 +87,7 @@ class HiddenStates:
         for sample in samples:
             path = folder / f"{sample:06d}-{boundary}.safetensors"
             state = self._read(path)
-            self._files[sample] = path
+            self._files[sample], self._sizes[sample] = path, _bytes(state)
             if self.budget is None or self.bytes_in_memory + _bytes(state) <= self.budget:
                 self._kept[sample] = state
 
@@ -94,6 +100,9 @@ class HiddenStates:
                 f"{path} is missing or damaged, so the run cannot go on from there: start again with --overwrite"
             ) from error
 
+    def _is_spilled(self, path: Path) -> bool:
+        return bool(self._spilled) and path.is_relative_to(self._spilled[0].name)
+
     def _temporary(self) -> Path:
         if not self._spilled:
             self._spilled.append(TemporaryDirectory(prefix="channelwise-", ignore_cleanup_errors=True))
@@ -105,12 +114,7 @@ def _bytes(state: torch.Tensor) -> int:
 
 
 def _write(state: torch.Tensor, path: Path) -> None:
-    """In a file of another name first: a file of this name is whole."""
+    """In a file of another name first: a file of this name is whole. The keeper makes it last."""
     partial = path.with_suffix(".partial")
     save_file({NAME: state.detach().cpu().contiguous()}, partial)
-    descriptor = os.open(partial, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
     partial.rename(path)

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import signal
 import socket
 import time
@@ -51,14 +52,13 @@ def joined_world(
     with arriving_signals() as signals:
         store, heartbeat = _roll_call(launch, _open_store(launch, patience), patience, pace or Pace(), signals)
         world = _connected(launch, place, store, heartbeat, patience)
-        heartbeat.start()
         try:
             yield world
+            world.barrier()
         except BaseException as error:
             _leave_for(error, world, heartbeat)
             raise
-        else:
-            _leave(world, heartbeat)
+        _leave(heartbeat)
 
 
 def _place(device: str, launch: Launch) -> torch.device:
@@ -164,12 +164,18 @@ def _connected(launch: Launch, place: torch.device, store: dist.Store, heartbeat
     backend = "nccl" if place.type == "cuda" else "gloo"
     if dist.is_initialized():
         raise InputError("torch.distributed is in use in this process already; leave its process group first")
+    heartbeat.start()
     try:
-        dist.init_process_group(
-            backend, store=store, rank=launch.rank, world_size=launch.size, timeout=timedelta(seconds=patience)
-        )
-        group = dist.new_group(timeout=_UNLIMITED, backend=backend)
-    except RuntimeError as error:
+        with heartbeat.waiting():
+            dist.init_process_group(
+                backend, store=store, rank=launch.rank, world_size=launch.size, timeout=timedelta(seconds=patience)
+            )
+            group = dist.new_group(timeout=_UNLIMITED, backend=backend)
+    except BaseException as error:
+        heartbeat.say(State.FAILED)
+        heartbeat.stop()
+        if not isinstance(error, RuntimeError):
+            raise
         raise InputError(
             f"the {launch.size} processes cannot connect to each other ({_brief(error)}): "
             f"name the network between the machines by {backend.upper()}_SOCKET_IFNAME"
@@ -177,9 +183,8 @@ def _connected(launch: Launch, place: torch.device, store: dist.Store, heartbeat
     return World(launch.rank, launch.size, place, Links(group, heartbeat))
 
 
-def _leave(world: World, heartbeat: Heartbeat) -> None:
-    """All leave together, and no connection closes before everyone has said so."""
-    world.barrier()
+def _leave(heartbeat: Heartbeat) -> None:
+    """All leave together: no connection closes before everyone has said so."""
     heartbeat.say(State.LEFT)
     heartbeat.stop()
     dist.destroy_process_group()
@@ -188,7 +193,9 @@ def _leave(world: World, heartbeat: Heartbeat) -> None:
 def _leave_for(error: BaseException, world: World, heartbeat: Heartbeat) -> None:
     """Leaves with an error; raises RankLostError in its place if another rank's end is what it comes from."""
     if heartbeat.agreed and isinstance(error, InputError):
-        _leave(world, heartbeat)
+        with contextlib.suppress(RankLostError):
+            world.barrier()
+        _leave(heartbeat)
         if isinstance(error, ToldByRankZero):
             time.sleep(_TELLING)
         return
@@ -216,5 +223,6 @@ def _disconnect(world: World) -> None:
 
 
 def _brief(error: Exception) -> str:
-    """The first line of a torch message, without what C++ appends."""
-    return str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
+    """The first line of torch's message, without places in C++."""
+    lines = re.sub(r"\[\S+\.(cc|cpp):\d+\] *", "", str(error)).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__

@@ -152,10 +152,12 @@ class SiteRecord:
 class WalkRecord:
     """The walk: its sites in order, its wall time in seconds, and what was chosen for the token embedding.
 
-    phases: seconds by phase of the work, over all blocks.
+    phases: seconds by phase of the work, over all blocks. floating: what was left in floating point: linear layers that
+    the plan excludes, modules beside the blocks (a vision tower), the output layer.
     """
 
     sites: tuple[SiteRecord, ...]
     seconds: float
     embedding: dict[str, float | str] = field(default_factory=dict)
     phases: dict[str, float] = field(default_factory=dict)
+    floating: tuple[str, ...] = ()

@@ -16,8 +16,6 @@ from channelwise.numerics.quantizer import Parameters
 DIVISIBLE = ("row", "row_group", "column_group")
 """Granularities whose scales belong to one row, or to a few neighbouring ones."""
 
-BYTE = 256
-
 
 @dataclass(frozen=True)
 class RowShare:
@@ -50,11 +48,9 @@ class RowShare:
         return Parameters(parameters.scale[part], zero_point)
 
     def joined_codes(self, codes: torch.Tensor, grid: Grid) -> torch.Tensor:
-        """All ranks' codes [rows, columns], int16 from int16; on the way they take a byte each."""
+        """All ranks' codes [rows, columns], int16 from int16; on the way they take a byte each, as no grid is wider."""
         if self.whole:
             return codes
-        if grid.highest - grid.lowest >= BYTE:
-            return self.world.joined(codes)
         joined = self.world.joined((codes - grid.lowest).to(torch.uint8))
         return joined.to(codes.dtype).add_(grid.lowest)
 

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from channelwise.engine.evaluator import SiteEvaluator, loss_dependents, with_searched_clip
+from channelwise.engine.experts import has_too_few, quantize_with_siblings, recorded_statistics, shared_statistics
 from channelwise.engine.hooks import run_until_seen
 from channelwise.engine.phases import Phases
 from channelwise.engine.plan import Plan, SiteRecord
@@ -38,7 +39,8 @@ class Stage:
 
     name: the root's full name, "" for the model. run(sample) runs the root on one of this rank's calibration samples.
     search: those of them that a search by transformed outputs looks at. importance: by full name of a layer, as
-    `fisher.output_importance` gives it. world: the processes that share the samples; all take the same decisions.
+    `fisher.output_importance` gives it. likes: of experts' sites, as `experts.like_sites` gives them. world: the
+    processes that share the samples; all take the same decisions.
     """
 
     root: nn.Module
@@ -49,6 +51,7 @@ class Stage:
     search: Sequence[int]
     sampler: TokenSampler
     importance: Mapping[str, Importance] = field(default_factory=dict)
+    likes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     world: World = ALONE
     phases: Phases = field(default_factory=Phases)
 
@@ -64,14 +67,6 @@ class Stage:
 Replacements = dict[str, QuantizedLinear]
 
 
-@dataclass(frozen=True)
-class _Seen:
-    """What was gathered of one site's input; the Hessian only where the plan needs it."""
-
-    statistics: ChannelStatistics
-    hessian: Hessian | None
-
-
 def quantize_sites(stage: Stage, sites: Sequence[Site], plan: Plan) -> tuple[list[SiteRecord], Replacements]:
     """The records and the quantized layers of some of the stage's sites; nothing is replaced yet.
 
@@ -79,24 +74,46 @@ def quantize_sites(stage: Stage, sites: Sequence[Site], plan: Plan) -> tuple[lis
     """
     records: list[SiteRecord] = []
     replacements: Replacements = {}
-    for part in _parts(sites, plan):
+    statistics: dict[str, ChannelStatistics] = {}
+    for number, part in enumerate(_parts(sites, plan)):
         with stage.phases.of("statistics"):
-            seen = _collect(stage, part, plan)
+            # Statistics are small, and experts need their siblings': those of all sites come with the first pass.
+            found, hessians = _collect(stage, sites if number == 0 else (), part if plan.weights.needs_hessian else ())
+            statistics |= found
         for site in part:
-            record, layers = _quantized_site(stage, site, seen.pop(site.name, None), plan)
+            record, layers = _quantized_site(stage, site, statistics, hessians.pop(site.name, None), plan)
             records.append(record)
             replacements.update(layers)
     return records, replacements
 
 
-def _quantized_site(stage: Stage, site: Site, seen: "_Seen | None", plan: Plan) -> tuple[SiteRecord, Replacements]:
-    if seen is None:
-        return _unseen_record(stage, site), _quantized(stage, ChannelTransform(), _unseen(stage, site, plan))
-    _check_finite(seen.statistics, stage.full(site.name))
-    choice, layers = _chosen(stage, site, seen, plan)
+def _quantized_site(
+    stage: Stage, site: Site, statistics: Mapping[str, ChannelStatistics], hessian: Hessian | None, plan: Plan
+) -> tuple[SiteRecord, Replacements]:
+    """The record and the quantized layers of one site. statistics: by name, of all sites that a token reached."""
+    seen = statistics.get(site.name)
+    tokens = 0 if seen is None else seen.tokens
+    if has_too_few(site, tokens, stage.likes):
+        shared = shared_statistics(statistics[like] for like in stage.likes[site.name] if like in statistics)
+        modules = _included(stage, site, plan)
+        choice, layers = quantize_with_siblings(site, modules, tokens, shared, plan.site_plan(site.kind), plan.weights)
+        recorded = recorded_statistics(site, tokens, shared)
+    elif seen is None:
+        choice, layers = Choice(ChannelTransform(), {"note": "no token reached it"}), _unseen(stage, site, plan)
+        recorded = recorded_statistics(site, 0, None)
+    else:
+        _check_finite(seen, stage.full(site.name))
+        choice, layers = _chosen(stage, site, seen, hessian, plan)
+        recorded = seen
     with stage.phases.of("round"):
         replacements = _quantized(stage, choice.transform, layers)
-    return _record(stage, site, seen.statistics, choice, layers), replacements
+    return _record(stage, site, recorded, choice, layers), replacements
+
+
+def _included(stage: Stage, site: Site, plan: Plan) -> dict[str, nn.Module]:
+    """The site's layers that the plan does not exclude."""
+    kept = (linear for linear in site.linears if not plan.excludes(stage.full(linear)))
+    return {linear: stage.root.get_submodule(linear) for linear in kept}
 
 
 def _parts(sites: Sequence[Site], plan: Plan) -> list[list[Site]]:
@@ -119,24 +136,27 @@ def install(stage: Stage, layers: Replacements) -> None:
         replace_module(stage.root, name, layer)
 
 
-def _collect(stage: Stage, sites: Sequence[Site], plan: Plan) -> dict[str, _Seen]:
-    builders = {site.name: StatisticsBuilder(site.channels) for site in sites}
-    hessians = {site.name: _hessian_builder(stage, site) for site in sites if plan.weights.needs_hessian}
+def _collect(
+    stage: Stage, statistics_of: Sequence[Site], hessians_of: Sequence[Site]
+) -> tuple[dict[str, ChannelStatistics], dict[str, Hessian]]:
+    """What one pass over all ranks' samples gathers of sites' inputs; nothing of those that no token reached."""
+    builders = {site.name: StatisticsBuilder(site.channels) for site in statistics_of}
+    hessians = {site.name: _hessian_builder(stage, site) for site in hessians_of}
 
     def see(site: str, x: torch.Tensor) -> None:
-        builders[site].update(x)
+        if site in builders:
+            builders[site].update(x)
         if site in hessians:
             hessians[site].update(x)
 
     for run in stage.runs(stage.samples):
-        run_until_seen(run, stage.root, list(builders), see)
-    found = {}
-    for site in list(builders):
-        builder = joined_statistics(builders.pop(site), stage.world)
-        hessian = joined_hessian(hessians.pop(site), stage.world) if site in hessians else None
-        if builder.tokens:
-            found[site] = _Seen(builder.finish(), None if hessian is None else hessian.finish())
-    return found
+        run_until_seen(run, stage.root, list({**builders, **hessians}), see)
+    statistics = {site: joined_statistics(builder, stage.world) for site, builder in builders.items()}
+    joined = {site: joined_hessian(hessians.pop(site), stage.world) for site in list(hessians)}
+    return (
+        {site: builder.finish() for site, builder in statistics.items() if builder.tokens},
+        {site: builder.finish() for site, builder in joined.items() if builder.tokens},
+    )
 
 
 def _hessian_builder(stage: Stage, site: Site) -> HessianBuilder:
@@ -144,13 +164,15 @@ def _hessian_builder(stage: Stage, site: Site) -> HessianBuilder:
     return HessianBuilder(site.channels, weight_matrix(stage.root.get_submodule(site.linears[0])).device)
 
 
-def _chosen(stage: Stage, site: Site, seen: _Seen, plan: Plan) -> tuple[Choice, dict[str, LayerChoice]]:
+def _chosen(
+    stage: Stage, site: Site, seen: ChannelStatistics, hessian: Hessian | None, plan: Plan
+) -> tuple[Choice, dict[str, LayerChoice]]:
     """The site's choice, and the quantizers of its layers that are not excluded."""
     site_plan = plan.site_plan(site.kind)
     evaluator = SiteEvaluator(
         block=stage.root,
         site=site,
-        statistics=seen.statistics,
+        statistics=seen,
         runs=stage.runs(stage.search),
         weight_plan=plan.weights,
         input_plan=site_plan.inputs,
@@ -159,20 +181,21 @@ def _chosen(stage: Stage, site: Site, seen: _Seen, plan: Plan) -> tuple[Choice, 
         sampler=stage.sampler,
         world=stage.world,
         importance_of={linear: stage.importance.get(stage.full(linear)) for linear in site.linears},
+        same_tokens=site.name not in stage.likes or plan.calibrate_on == "original",
     )
     with stage.phases.of("choose"):
         choice = site_plan.method.choose(evaluator)
         if site_plan.search_clip:
             choice = with_searched_clip(choice, evaluator)
-    if plan.weights.rounding is not None and seen.statistics.tokens < site.channels:
+    if plan.weights.rounding is not None and seen.tokens < site.channels:
         choice = replace(choice, notes={**choice.notes, "warning": FEW_TOKENS})
     scheme = None if site_plan.inputs is None else site_plan.inputs.scheme
-    inputs = plain_input(choice.transform, seen.statistics, scheme, choice.clip)
+    inputs = plain_input(choice.transform, seen, scheme, choice.clip)
     layers = {}
     rounding = SiteRounding(
         plan.weights,
         choice.transform,
-        None if seen.hessian is None else seen.hessian.transformed(choice.transform),
+        None if hessian is None else hessian.transformed(choice.transform),
         lambda name, weight: evaluator.weight_loss(choice.transform, name, weight),
         stage.full(site.name),
         stage.world,
@@ -192,13 +215,12 @@ def _chosen(stage: Stage, site: Site, seen: _Seen, plan: Plan) -> tuple[Choice, 
 
 
 def _unseen(stage: Stage, site: Site, plan: Plan) -> dict[str, LayerChoice]:
-    """Quantizers for an expert that no token reached: nothing is known of its range, so it is found at run time."""
+    """Quantizers for layers that no token reached: nothing is known of its range, so it is found at run time."""
     inputs = plan.site_plan(site.kind).inputs
     quantizer = None if inputs is None else InputQuantizer(InputScheme(inputs.scheme.grid, "token"))
     return {
-        linear: plain_layer(stage.root.get_submodule(linear), ChannelTransform(), plan.weights.scheme, quantizer)
-        for linear in site.linears
-        if not plan.excludes(stage.full(linear))
+        linear: plain_layer(module, ChannelTransform(), plan.weights.scheme, quantizer)
+        for linear, module in _included(stage, site, plan).items()
     }
 
 
@@ -214,11 +236,6 @@ def _quantized(stage: Stage, transform: ChannelTransform, layers: Mapping[str, L
 def _check_finite(statistics: ChannelStatistics, name: str) -> None:
     if not bool(torch.isfinite(statistics.minimum + statistics.maximum).all()):
         raise NumericalError(f"{name}: its input has values that are not finite; check the model's weights and dtype")
-
-
-def _unseen_record(stage: Stage, site: Site) -> SiteRecord:
-    linears = tuple(stage.full(linear) for linear in site.linears)
-    return SiteRecord(linears[0], linears, site.kind, site.channels, 0, 0.0, 0.0, 0.0, {"note": "no token reached it"})
 
 
 def _record(

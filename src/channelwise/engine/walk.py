@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from channelwise.engine.embedding import quantize_embedding
+from channelwise.engine.experts import like_sites
 from channelwise.engine.fisher import output_importance
 from channelwise.engine.hidden import HiddenStates, nowhere
 from channelwise.engine.keeping import InPlace, Keeper, KeepNothing, StageOutcome, Weights, loaded
@@ -29,6 +30,7 @@ from channelwise.model.experts import unfuse_experts
 from channelwise.model.linears import is_linear, linear_names, replace_module, weight_matrix
 from channelwise.model.sites import Site, discover_sites
 from channelwise.model.ties import forget_ties
+from channelwise.model.towers import left_floating
 from channelwise.runtime.embedding import QuantizedEmbedding
 from channelwise.runtime.linear import QuantizedLinear
 
@@ -37,6 +39,10 @@ Progress = Callable[[str, int, int], None]
 
 PROBE_SAMPLES = 2
 PROBE_TOKENS = 16
+SEARCH_COST = 8.0
+"""How many times as much work a sample makes that searches look at, about: ranks shall have as many of them each."""
+TOKEN_IDS = 2
+"""Dimensions of token ids [batch, tokens]."""
 PROBE = -1
 """The number of the few tokens that sites are found with, among the samples."""
 
@@ -78,6 +84,7 @@ def quantize_model(
     blocks = find_blocks(model)
     if not around.weights.streamed:
         check_plan(model, blocks, plan)
+    floating = _left_floating(model, blocks, plan)
     report = progress or (lambda label, done, total: None)
     names = (*blocks.names, "")
     stages = len(blocks.names) + (head_to_quantize(model, plan) is not None)
@@ -94,7 +101,15 @@ def quantize_model(
     forget_ties(model)
     records = tuple(record for outcome in outcomes for record in outcome.records)
     seconds = {phase: sum(outcome.seconds.get(phase, 0.0) for outcome in outcomes) for phase in Phases().seconds}
-    return WalkRecord(records, time.perf_counter() - started, outcomes[-1].notes, seconds)
+    return WalkRecord(records, time.perf_counter() - started, outcomes[-1].notes, seconds, floating)
+
+
+def _left_floating(model: nn.Module, blocks: BlockList, plan: Plan) -> tuple[str, ...]:
+    """Names of the linear layers and modules that the plan leaves as they are, before the walk."""
+    head = head_name(model)
+    kept_head = (head,) if head is not None and head_to_quantize(model, plan) is None else ()
+    layers = (f"{name}.{linear}" for name in blocks.names for linear in linear_names(model.get_submodule(name)))
+    return (*(layer for layer in layers if plan.excludes(layer)), *left_floating(model, blocks), *kept_head)
 
 
 def head_to_quantize(model: nn.Module, plan: Plan) -> str | None:
@@ -141,7 +156,6 @@ class Walker:
         self.model, self.blocks, self.plan, self.batches, self.around = model, blocks, plan, batches, around
         self.phases = Phases()
         self.probe = _probe_batch(batches[0])
-        self.own = list(around.world.share([float(next(iter(batch.values())).numel()) for batch in batches]))
         device, folder = next(iter(self.probe.values())).device, around.keeper.hidden_folder
         self.hidden = HiddenStates(around.activation_memory, folder, device)
         # The same on every rank, so one of them keeps it.
@@ -151,14 +165,19 @@ class Walker:
         with self.phases.of("read"):
             around.weights.load("")
         self.embedding: dict[str, float | str] | None = None
-        self.sampler = TokenSampler(min(1.0, plan.search_tokens / self._count_tokens()), seed)
+        self.tokens = self._count_tokens()
+        tokens = [self.tokens * items / sum(_items(batches)) for items in _items(batches)]
+        search = _search_samples(tokens, plan.search_tokens, seed)
+        costs = [count * (SEARCH_COST if sample in search else 1.0) for sample, count in enumerate(tokens)]
+        self.own = list(around.world.share(costs))
+        self.search = [sample for sample in search if sample in self.own]
+        self.sampler = TokenSampler(min(1.0, plan.search_tokens / self.tokens), seed)
         self.importance = self._importance(seed)
         if plan.attention_bits is not None:
             use_quantized_attention(model, plan.attention_bits)
         if plan.calibrate_on == "quantized":
             self.finish_embedding()
         self.captured = self._capture()
-        self.search = self._search_samples(seed)
         self._begin()
         self.embeddings = _quantized_embeddings(model)
         around.weights.release("")
@@ -239,6 +258,7 @@ class Walker:
             search=self.search,
             sampler=self.sampler,
             importance=self.importance,
+            likes=like_sites(root, sites),
             world=self.around.world,
             phases=self.phases,
         )
@@ -306,19 +326,24 @@ class Walker:
             self.model, first, [*names, *([head] if head else [])], self.batches, self.sampler, seed
         )
 
-    def _search_samples(self, seed: int) -> list[int]:
-        """Calibration samples (batches) in random order until `search_tokens` are reached; of these this rank's."""
-        own = [calls[0].hidden()[..., 0].numel() for calls in self.captured.calls[1:]]
-        tokens = [count for counts in self.around.world.gathered(own) for count in counts]
-        order = list(range(len(self.batches)))
-        random.Random(seed).shuffle(order)
-        chosen, total = [], 0
-        for sample in order:
-            chosen.append(sample)
-            total += tokens[sample]
-            if total >= self.plan.search_tokens:
-                break
-        return [sample for sample in chosen if sample in self.own]
+
+def _items(batches: Sequence[Batch]) -> list[int]:
+    """What each batch holds: token ids, or images."""
+    counted = (batch.get("input_ids", next(iter(batch.values()))) for batch in batches)
+    return [held.numel() if held.dim() == TOKEN_IDS else len(held) for held in counted]
+
+
+def _search_samples(tokens: Sequence[float], wanted: int, seed: int) -> list[int]:
+    """Calibration samples (batches) in random order until so many tokens are reached. tokens: of each."""
+    order = list(range(len(tokens)))
+    random.Random(seed).shuffle(order)
+    chosen, total = [], 0.0
+    for sample in order:
+        chosen.append(sample)
+        total += tokens[sample]
+        if total >= wanted:
+            break
+    return chosen
 
 
 def _quantized_embeddings(model: nn.Module) -> dict[str, nn.Module]:

@@ -82,7 +82,7 @@ class World:
         16-bit and 8-bit numbers are summed in 32 or 64 bits and rounded once. in_place: into the tensor's own memory
         (which must be contiguous), which spares a second copy of a large one.
         """
-        if self.size == 1:
+        if self.size == 1 or tensor.numel() == 0:
             return tensor
         summed = tensor.to(self.device, _sum_dtype(tensor.dtype)).contiguous()
         if summed.data_ptr() == tensor.data_ptr() and not in_place:

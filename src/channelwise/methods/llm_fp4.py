@@ -59,11 +59,14 @@ class LlmFp4:
         Raises ValueError where a grid is not a floating-point one.
         """
         weights, inputs = _float_only(site.weight_grids), _float_only(site.input_grids)
-        problems = [
-            LayerProblem(site.samples, weight, site.statistics.absolute_maximum, importance)
-            for weight, importance in zip(site.weights, site.importance, strict=True)
-        ]
-        layers = tuple(self.choose_layer(problem, weights, inputs) for problem in problems)
+        samples, importance = site.samples, site.importance
+
+        def solve(layer: int) -> LayerChoice:
+            largest = site.statistics.absolute_maximum
+            problem = LayerProblem(samples, site.weights[layer], largest, importance[layer])
+            return self.choose_layer(problem, weights, inputs)
+
+        layers = site.solved(solve, [float(weight.numel()) for weight in site.weights])
         loss = sum(float(layer.notes["loss"]) for layer in layers)
         return Choice(ChannelTransform(), {"loss": loss}, layers=layers)
 

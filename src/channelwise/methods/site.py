@@ -1,6 +1,6 @@
 """What a method sees of a site, and what it gives back."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -127,6 +127,13 @@ class SiteView(Protocol):
     @property
     def importance(self) -> Sequence[Importance | None]:
         """For each layer the importance of its outputs at `samples`, or None for 1 everywhere."""
+        ...
+
+    def solved(self, solve: Callable[[int], LayerChoice], costs: Sequence[float]) -> tuple[LayerChoice, ...]:
+        """What `solve` gives for each of the site's layers, by number; processes that share the work divide them.
+
+        costs: of each layer, in any unit.
+        """
         ...
 
     def loss(self, transform: ChannelTransform, clip: float = 1.0) -> float:

@@ -136,7 +136,10 @@ def window_length(requested: int | None, default: int, limit: int | None) -> int
 def vocabulary_size(model: torch.nn.Module) -> int | None:
     """Rows of the input embedding; None where the model has none (an image model)."""
     getter = getattr(model, "get_input_embeddings", None)
-    embedding = getter() if callable(getter) else None
+    try:
+        embedding = getter() if callable(getter) else None
+    except NotImplementedError:  # models of several towers have none to name
+        return None
     return embedding.num_embeddings if isinstance(embedding, torch.nn.Embedding | QuantizedEmbedding) else None
 
 

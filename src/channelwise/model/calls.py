@@ -12,6 +12,7 @@ from transformers.cache_utils import Cache
 
 from channelwise.errors import InputError, NotStreamableError
 from channelwise.model.blocks import BlockList, hidden_of, with_hidden
+from channelwise.model.sources import one_line
 
 Loaded = Callable[[str], AbstractContextManager[None]]
 """From a block's full name to a context in which its weights are in place."""
@@ -162,7 +163,15 @@ def _pass(
 ) -> None:
     extra = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
     with _recording(model, blocks, recorder, loaded), torch.no_grad(), suppress(_FinishedError):
-        model(**batch, **extra)
+        try:
+            model(**batch, **extra)
+        except (ValueError, TypeError, AttributeError, IndexError, RuntimeError) as error:
+            if _is_the_machines(error):
+                raise
+            raise InputError(
+                f"{type(model).__name__} cannot be run on {' and '.join(batch)} alone ({one_line(error)}): "
+                "it cannot be walked"
+            ) from error
     missing = [index for index in range(recorder.count) if index not in recorder.calls]
     if missing:
         raise InputError(f"block {missing[0]} was not called in a forward pass: such a model cannot be walked")
@@ -199,6 +208,13 @@ def _recording(model: nn.Module, blocks: BlockList, recorder: _Recorder, loaded:
                 module.__dict__.pop("forward", None)
             else:
                 module.__dict__["forward"] = before
+
+
+def _is_the_machines(error: Exception) -> bool:
+    """Whether the machine failed and not the model: out of memory, a device, another process."""
+    if isinstance(error, RuntimeError) and type(error) not in (RuntimeError, NotImplementedError):
+        return True
+    return "allocate memory" in str(error)
 
 
 def _kind(block: nn.Module) -> Hashable:

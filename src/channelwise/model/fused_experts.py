@@ -100,7 +100,7 @@ def proven_layout(module: nn.Module, build: Callable[[nn.Module, Layout], nn.Mod
             small = _small(module, layout)
             inputs = _inputs(small, layout)
             expected, given = small(*inputs), build(small, layout)(*inputs)
-            if expected.shape == given.shape and _close(expected, given):
+            if expected.shape == given.shape and _close(expected, given) and _pairs_gate_and_up(small, layout):
                 return layout
     return None
 
@@ -223,6 +223,20 @@ def _inputs(small: nn.Module, layout: Layout) -> tuple[Any, ...]:
     choices = min(2, experts)
     chosen = torch.rand(TOKENS, experts, generator=generator).topk(choices).indices
     return hidden, chosen, torch.rand(TOKENS, choices, generator=generator, dtype=torch.float64)
+
+
+def _pairs_gate_and_up(small: nn.Module, layout: Layout) -> bool:
+    """Whether an inner value comes from one row of gate and one of up; a module's own way hides if they are others."""
+    if layout.gate != "own":
+        return True
+    gating = Gating.of(small, layout)
+    inner = _upright(small, layout)["down_proj"].shape[2]
+    generator = torch.Generator().manual_seed(2)
+    gate, up, other = (torch.randn(TOKENS, inner, generator=generator, dtype=torch.float64) for _ in range(3))
+    first = torch.arange(inner) == 0
+    before = gating(gate, up)
+    changed = [gating(torch.where(first, other, gate), up), gating(gate, torch.where(first, other, up))]
+    return all(torch.equal((after != before).any(dim=0), first) for after in changed)
 
 
 def _close(expected: torch.Tensor, given: torch.Tensor) -> bool:

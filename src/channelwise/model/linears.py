@@ -1,6 +1,8 @@
 """Linear layers as one thing: torch.nn.Linear and transformers' Conv1D, weights always [out_features, in_features]."""
 
-from typing import TypeGuard
+from contextlib import suppress
+from functools import cache
+from typing import Any, TypeGuard
 
 import torch
 from torch import nn
@@ -10,8 +12,13 @@ FLOAT_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 def is_linear(module: nn.Module) -> TypeGuard[nn.Linear | Conv1D]:
-    """Whether the module is a torch.nn.Linear (or a subclass) or Conv1D with an unquantized weight matrix."""
+    """Whether the module is a torch.nn.Linear or Conv1D with an unquantized weight matrix.
+
+    Subclasses that compute something else than x Wᵀ + b (routers that put out indices, too) are none.
+    """
     if not isinstance(module, nn.Linear | Conv1D):
+        return False
+    if not _computes_plainly(type(module)):  # type: ignore[arg-type]
         return False
     weight = module.weight
     return isinstance(weight, torch.Tensor) and weight.ndim == 2 and weight.dtype in FLOAT_DTYPES
@@ -67,6 +74,27 @@ def replace_module(root: nn.Module, name: str, new: nn.Module) -> None:
 def linear_names(block: nn.Module) -> tuple[str, ...]:
     """Names of all linear layers inside the block, in the order of its modules."""
     return tuple(name for name, module in block.named_modules() if name and is_linear(module))
+
+
+@cache
+def _computes_plainly(kind: type[nn.Module]) -> bool:
+    """Whether modules of this class compute x Wᵀ + b and nothing else: one with a forward of its own is tried."""
+    if kind.forward in (nn.Linear.forward, Conv1D.forward):
+        return True
+    generator = torch.Generator().manual_seed(0)
+    # A class that needs more than a linear layer has fails here, and is something else.
+    with suppress(Exception), torch.no_grad(), torch.device("cpu"):
+        weight, bias, x = (torch.randn(shape, generator=generator) for shape in ((3, 4), (3,), (5, 4)))
+        module: Any = kind.__new__(kind)
+        if issubclass(kind, nn.Linear):
+            nn.Linear.__init__(module, 4, 3)
+        else:
+            Conv1D.__init__(module, 3, 4)
+        module.weight = nn.Parameter(weight if issubclass(kind, nn.Linear) else weight.t().contiguous())
+        module.bias = nn.Parameter(bias)
+        expected = nn.functional.linear(x, weight, bias)
+        return torch.allclose(module.eval()(x), expected, rtol=1e-4, atol=1e-5)
+    return False
 
 
 def _checked(module: nn.Module) -> nn.Linear | Conv1D:

@@ -1,8 +1,10 @@
 """Loading a model and its tokenizer, with everything that could be wrong with them found and told in one line."""
 
+import inspect
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +17,8 @@ from transformers.utils import logging
 from channelwise.errors import InputError
 from channelwise.model.blocks import find_blocks
 from channelwise.model.sources import model_directory, one_line, read_json
-from channelwise.runtime.embedding import QuantizedEmbedding
+from channelwise.model.tokenizers import check_tokenizer, load_tokenizer
 
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "vocab.json",
-    "vocab.txt",
-    "spiece.model",
-)
 NAMED = 3
 """How many of many missing tensors an error names."""
 LOADING = {"output_loading_info": True, "ignore_mismatched_sizes": True, "local_files_only": True}
@@ -49,7 +43,7 @@ def load_model(
     model_class = model_class_of(config, folder)
     check_files(folder)
     with quiet():
-        model = built(model_class, folder, lambda: model_class.from_pretrained(folder, dtype=dtype, **LOADING))
+        model = built(model_class, folder, partial(model_class.from_pretrained, folder, dtype=dtype, **LOADING))
         tokenizer = load_tokenizer(folder)
     check_finite(model.named_parameters(), folder)
     if not quantized:
@@ -100,13 +94,16 @@ def check_weight_file(path: Path, remedy: str) -> None:
         raise InputError(f"{path} is cut short or damaged ({one_line(error)}): {remedy}") from error
 
 
-def built(model_class: Any, folder: Path, build: Callable[[], tuple[Any, dict[str, Any]]]) -> nn.Module:
+def built(model_class: Any, folder: Path, build: Callable[..., tuple[Any, dict[str, Any]]]) -> nn.Module:
     """The model that `build` makes by from_pretrained with LOADING, in evaluation mode and without gradients.
 
+    An encoder whose files hold no pooler gets none.
     Raises InputError if it cannot be made, or if the files lack tensors of it or have them in other shapes.
     """
     try:
         model, info = build()
+        if lacks_a_pooler(model_class, info["missing_keys"]):
+            model, info = build(add_pooling_layer=False)
     except (OSError, RuntimeError, ValueError, TypeError, KeyError, ImportError) as error:
         raise InputError(f"{folder} cannot be loaded as {model_class.__name__}: {one_line(error)}") from error
     # transformers would go on with random numbers in these.
@@ -121,14 +118,11 @@ def built(model_class: Any, folder: Path, build: Callable[[], tuple[Any, dict[st
     return loaded
 
 
-def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer in a model's directory, or None. Raises InputError if it is damaged."""
-    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
-        return None
-    try:
-        return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # the tokenizers library raises bare Exception for a damaged file
-        raise InputError(f"the tokenizer in {folder} cannot be loaded: {one_line(error)}") from error
+def lacks_a_pooler(model_class: Any, missing: Iterable[str]) -> bool:
+    """Whether all that the files lack is the pooler of an encoder, which the class can do without."""
+    names = list(missing)
+    optional = "add_pooling_layer" in inspect.signature(model_class.__init__).parameters
+    return bool(names) and optional and all("pooler" in name.split(".") for name in names)
 
 
 def check_finite(parameters: Iterable[tuple[str, torch.Tensor]], folder: Path) -> None:
@@ -143,22 +137,6 @@ def _is_finite(tensor: torch.Tensor) -> bool:
     if tensor.dtype in EXTREMES and tensor.numel():
         tensor = torch.stack(torch.aminmax(tensor))
     return bool(torch.isfinite(tensor).all())
-
-
-def check_tokenizer(model: nn.Module, tokenizer: Any, folder: Path) -> None:
-    """Raises InputError unless the tokenizer's largest id has a row in the model's embedding."""
-    try:
-        embedding = model.get_input_embeddings()  # type: ignore[operator]
-    except (NotImplementedError, AttributeError):
-        return
-    if not isinstance(embedding, nn.Embedding | QuantizedEmbedding):
-        return
-    largest = max(tokenizer.get_vocab().values(), default=-1)
-    if largest >= embedding.num_embeddings:
-        raise InputError(
-            f"the tokenizer in {folder} does not belong to the model: it has token ids up to {largest}, "
-            f"the model embeds {embedding.num_embeddings}"
-        )
 
 
 @contextmanager

@@ -61,6 +61,11 @@ class Probe:
         self._forwards |= {name: partial(wide_linear, linear, dtype) for name, linear in lean.items()}
         self.recorded = self.run()
 
+    @property
+    def watched(self) -> tuple[str, ...]:
+        """The names of the watched modules."""
+        return tuple(self._watched)
+
     def run(
         self,
         hidden: torch.Tensor | None = None,

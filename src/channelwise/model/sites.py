@@ -3,6 +3,7 @@
 Everything is found by running the block; nothing about an architecture is assumed.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -14,6 +15,7 @@ from channelwise.model.calls import BlockCall
 from channelwise.model.experts import sibling_prefixes
 from channelwise.model.linears import linear_names, weight_matrix
 from channelwise.model.probing import CHANGE_TOLERANCE, Probe, Trace, changed_modules, noise_like
+from channelwise.model.routers import proven_routers
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ def discover_sites(block: nn.Module, call: BlockCall) -> tuple[Site, ...]:
     Experts that no token of the call reached get the sites of a like expert that was reached, at the end. A linear
     layer that was not called otherwise belongs to no site. Raises InputError if no linear layer was called.
     """
-    probe = Probe(block, call, linear_names(block))
+    probe = _probe_without_routers(block, call)
     groups = _same_input_groups(probe.recorded)
     if not groups:
         raise InputError(f"{type(block).__name__} calls none of its linear layers: nothing to quantize")
@@ -64,7 +66,14 @@ def discover_sites(block: nn.Module, call: BlockCall) -> tuple[Site, ...]:
         )
         for name, linears in groups.items()
     )
-    return _with_silent_experts(block, sites)
+    return _with_silent_experts(block, sites, probe.watched)
+
+
+def _probe_without_routers(block: nn.Module, call: BlockCall) -> Probe:
+    """A probe that watches every linear layer but those that choose or weigh experts: these stay as they are."""
+    probe = Probe(block, call, linear_names(block))
+    routers = proven_routers(block, probe)
+    return Probe(block, call, [name for name in probe.watched if name not in routers]) if routers else probe
 
 
 def _same_input_groups(trace: Trace) -> dict[str, tuple[str, ...]]:
@@ -98,8 +107,9 @@ def _stream_sites(
 def _directly_changed(
     probe: Probe, moved: Trace, names: list[str], edges: dict[str, tuple[str, ...]]
 ) -> tuple[str, ...]:
-    """Sites whose input changed, but not only because an expert before them got other tokens and had to be computed."""
-    indirect = {other for name in names if name in moved.live for other in edges.get(name, ())}
+    """Sites whose input changed, but not only because an expert before them got other tokens, or none any more."""
+    computed = {name for name in names if name in moved.live or name not in moved.inputs}
+    indirect = {other for name in computed for other in edges.get(name, ())}
     return tuple(name for name in changed_modules(probe.recorded, moved, names) if name not in indirect)
 
 
@@ -156,10 +166,10 @@ def _scope(linears: tuple[str, ...]) -> str:
     return ".".join(shared)
 
 
-def _with_silent_experts(block: nn.Module, sites: tuple[Site, ...]) -> tuple[Site, ...]:
+def _with_silent_experts(block: nn.Module, sites: tuple[Site, ...], watched: Collection[str]) -> tuple[Site, ...]:
     """Adds the sites of experts that were not called, as copies of a called sibling's."""
     present = {linear for site in sites for linear in site.linears}
-    missing = {name for name in linear_names(block) if name not in present}
+    missing = {name for name in watched if name not in present}
     copies: dict[str, list[Site]] = {}
     for group in sibling_prefixes(block):
         called = next((prefix for prefix in group if any(linear.startswith(prefix) for linear in present)), None)

@@ -1,5 +1,6 @@
 """A model without its weights: parameters on the meta device, and the stream that they come from."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,18 +9,11 @@ from torch import nn
 
 from channelwise.errors import InputError
 from channelwise.model.conversion import generation_config, make_initial, without_values
-from channelwise.model.loading import (
-    LOADING,
-    built,
-    check_files,
-    check_tokenizer,
-    load_tokenizer,
-    model_class_of,
-    quiet,
-)
+from channelwise.model.loading import LOADING, built, check_files, model_class_of, quiet
 from channelwise.model.sources import model_directory, read_json
 from channelwise.model.stored import StoredTensor, stored_tensors, weight_files
 from channelwise.model.streaming import WeightStream
+from channelwise.model.tokenizers import check_tokenizer, load_tokenizer
 
 ADAPTER_FILE = "adapter_config.json"
 """With it, transformers puts other weights over the model's."""
@@ -48,7 +42,7 @@ def open_skeleton(path_or_name: str | Path, dtype: str | torch.dtype = "auto") -
     if not stored:
         raise InputError(f"{folder} holds no safetensors that can be streamed: load the model whole")
     with quiet():
-        model = built(model_class, folder, lambda: _on_meta(model_class, folder, stored, dtype))
+        model = built(model_class, folder, partial(_on_meta, model_class, folder, stored, dtype))
         make_initial(model, without_values(model))
         tokenizer = load_tokenizer(folder)
     stream = WeightStream(model, folder, stored)
@@ -58,13 +52,13 @@ def open_skeleton(path_or_name: str | Path, dtype: str | torch.dtype = "auto") -
 
 
 def _on_meta(
-    model_class: Any, folder: Path, stored: dict[str, StoredTensor], dtype: str | torch.dtype
+    model_class: Any, folder: Path, stored: dict[str, StoredTensor], dtype: str | torch.dtype, **more: Any
 ) -> tuple[Any, dict[str, Any]]:
     """from_pretrained with tensors that have shapes and dtypes only, so that all of its rules apply."""
     config = model_class.config_class.from_pretrained(folder, local_files_only=True)
     tensors = {name: tensor.on_meta() for name, tensor in stored.items()}
     model, info = model_class.from_pretrained(
-        None, config=config, state_dict=tensors, dtype=dtype, device_map="meta", **LOADING
+        None, config=config, state_dict=tensors, dtype=dtype, device_map="meta", **LOADING, **more
     )
     model.name_or_path = model.config.name_or_path = str(folder)
     if model.can_generate():

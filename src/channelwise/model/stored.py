@@ -82,7 +82,10 @@ class StoredTensor:
         with self._opened() as file:
             for begin, length in parts:
                 file.seek(self.start + begin)
-                yield file.read(length)
+                piece = file.read(length)
+                if len(piece) < length:
+                    raise _shortened(self.path)
+                yield piece
 
     def _read_into(self, memory: torch.Tensor) -> None:
         view, filled = memoryview(memory.numpy().data), 0

@@ -15,27 +15,36 @@ def forget_ties(model: nn.Module) -> None:
     """
     ties: dict[str, str] = getattr(model, "all_tied_weights_keys", {})
     parameters = dict(model.named_parameters(remove_duplicate=False))
-    quantized = {target for target, source in ties.items() if target not in parameters or source not in parameters}
+    _untie(model, {target for target, source in ties.items() if target not in parameters or source not in parameters})
+    # transformers does not expand the pairs of what is no parameter, so those are gone before it is asked.
     apart = {
         target
         for target, source in _declared(model).items()
         if _are_apart(parameters.get(target), parameters.get(source), tied=target in ties)
     }
-    for target in quantized | apart:
-        ties.pop(target, None)
+    for module in _untie(model, apart):
+        # A multi-modal config hands its language model's word on when it is read.
+        for config in (module.config, module.config.get_text_config()):
+            config.tie_word_embeddings = False
+
+
+def _untie(model: nn.Module, targets: set[str]) -> list[Any]:
+    """Forgets the ties of these parameters, by full name; gives the modules that tied them and now tie nothing."""
+    for target in targets:
+        getattr(model, "all_tied_weights_keys", {}).pop(target, None)
+    freed = []
     # `tie_weights` reads the lists of all models inside anew; they belong to the classes, so these get their own.
     for prefix, module in model.named_modules():
         own = getattr(module, "_tied_weights_keys", None)
         if not isinstance(own, dict):
             continue
         here = f"{prefix}." if prefix else ""
-        kept = {target: source for target, source in own.items() if here + target not in quantized | apart}
+        kept = {target: source for target, source in own.items() if here + target not in targets}
         if kept != own:
             module._tied_weights_keys = kept
-        if not kept and any(here + target in apart for target in own):
-            # A multi-modal config hands its language model's word on when it is read.
-            for config in (module.config, module.config.get_text_config()):
-                config.tie_word_embeddings = False
+            if not kept:
+                freed.append(module)
+    return freed
 
 
 def _declared(model: Any) -> dict[str, str]:

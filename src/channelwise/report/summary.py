@@ -43,6 +43,8 @@ def quantize_summary(model: str, recipe: str, output: str, outcome: Outcome) -> 
     )
     for label, counts in _choices(outcome.record.sites).items():
         facts.add_row(_label(label), ", ".join(f"{name} in {count}" for name, count in counts.most_common()))
+    if outcome.record.floating:
+        facts.add_row(_label("floating point"), _few(outcome.record.floating))
     facts.add_row(_label("time"), duration(outcome.record.seconds))
     facts.add_row(_label("written to"), short_path(output))
     for warning, places in _warnings(outcome.record.sites).items():
@@ -65,6 +67,16 @@ def _choices(sites: Any) -> dict[str, Counter[str]]:
                 if key in notes:
                     found.setdefault(label, Counter())[str(notes[key])] += 1
     return found
+
+
+NAMED = 3
+"""How many of many names are told."""
+
+
+def _few(names: Any) -> str:
+    """The first names, and how many more there are."""
+    more = len(names) - NAMED
+    return ", ".join(names[:NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def _warnings(sites: Any) -> dict[str, list[str]]:
