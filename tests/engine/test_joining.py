@@ -255,7 +255,7 @@ def test_an_error_of_one_rank_stays_its_own_and_ends_the_others() -> None:
     with started_ranks(fail, 3, pace=PATIENT) as ranks:
         assert ranks.ended(1).stderr == "RuntimeError: something else\n"
         for rank in (0, 2):
-            assert lost_line(ranks.ended(rank), f"rank 1 on {HOST})")
+            assert lost_line(ranks.ended(rank), f"rank 1 on {HOST}")
 
 
 def leave_without_the_others(world: World) -> None:

@@ -186,7 +186,7 @@ def test_the_loss_of_a_single_layer_is_that_of_its_output() -> None:
     with torch.no_grad():
         loss = down.loss(transform)
         layer = down.block.mlp.down_proj
-        _, x, targets = down._targets[0]
+        x, targets = down._targets[0].x, down._targets[0].seen
         exact = torch.nn.functional.linear(x.float(), layer.weight)
         given = torch.nn.functional.linear(
             down._quantized_input(transform, x, 1.0), down._quantized_weight(transform, layer.weight)

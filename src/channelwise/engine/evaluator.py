@@ -26,6 +26,25 @@ CLIPS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.6, 0.5, 0.4)
 
 
 @dataclass(frozen=True)
+class _Target:
+    """One search sample at a site, unquantized.
+
+    run: runs on from the site. x: the site's input. outputs: of the layers, where others depend on them. seen: what is
+    compared.
+    """
+
+    run: Callable[[], Any]
+    x: torch.Tensor
+    outputs: list[torch.Tensor]
+    seen: list[torch.Tensor]
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens the sample has here."""
+        return self.x.numel() // self.x.shape[-1]
+
+
+@dataclass(frozen=True)
 class SiteEvaluator:
     """A site as methods see it (`methods.site.SiteView`), with the loss of OS+ (arXiv 2304.09145, eq. 9).
 
@@ -100,11 +119,11 @@ class SiteEvaluator:
         weights = [self._quantized_weight(transform, w) for w in self.weights]
         biases = [transform.fold_bias(w, b) for w, b in zip(self.weights, self._biases, strict=True)]
         total, tokens = 0.0, 0
-        for run, x, targets in self._targets:
-            quantized = self._quantized_input(transform, x, clip)
+        for target in self._targets:
+            quantized = self._quantized_input(transform, target.x, clip)
             outputs = [apply_linear(quantized, w, b) for w, b in zip(weights, biases, strict=True)]
-            total += _squared_difference(self._observe(run, outputs, x.dtype), targets)
-            tokens += x.numel() // x.shape[-1]
+            total += _squared_difference(self._observe(target.run, outputs, target.x.dtype), target.seen)
+            tokens += target.tokens
         return self._mean(total, tokens)
 
     def weight_loss(self, transform: ChannelTransform, linear: str, weight: torch.Tensor) -> float:
@@ -115,11 +134,14 @@ class SiteEvaluator:
         index = self.site.linears.index(linear)
         bias = transform.fold_bias(self.weights[index], self._biases[index])
         total, tokens = 0.0, 0
-        for run, x, targets in self._targets:
-            outputs = [apply_linear(x.float(), w, b) for w, b in zip(self.weights, self._biases, strict=True)]
-            outputs[index] = apply_linear(transform.apply(x.float()), weight, bias)
-            total += _squared_difference(self._observe(run, outputs, x.dtype), targets)
-            tokens += x.numel() // x.shape[-1]
+        for target in self._targets:
+            changed = apply_linear(transform.apply(target.x.float()), weight, bias)
+            if self.dependents:
+                outputs = [*target.outputs[:index], changed, *target.outputs[index + 1 :]]
+                total += _squared_difference(self._observe(target.run, outputs, target.x.dtype), target.seen)
+            else:
+                total += _squared_difference([changed], [target.seen[index]])
+            tokens += target.tokens
         return self._mean(total, tokens)
 
     def _mean(self, total: float, tokens: int) -> float:
@@ -136,8 +158,8 @@ class SiteEvaluator:
         return tuple(None if b is None else b.detach().float() for b in found)
 
     @cached_property
-    def _targets(self) -> list[tuple[Callable[[], Any], torch.Tensor, list[torch.Tensor]]]:
-        """Per search sample: how to run on from the site, the site's input, the outputs of the unquantized weights."""
+    def _targets(self) -> "list[_Target]":
+        """What the search samples of this rank that reach the site give with the unquantized weights."""
         found = []
         for run in self.runs:
             x = self._site_input(run)
@@ -145,7 +167,9 @@ class SiteEvaluator:
                 continue
             onward = self._scope_run(run)
             outputs = [apply_linear(x.float(), w, b) for w, b in zip(self.weights, self._biases, strict=True)]
-            found.append((onward, x, self._observe(onward, outputs, x.dtype)))
+            # What goes on from here goes on in the model's dtype.
+            kept = [output.to(x.dtype) for output in outputs] if self.dependents else []
+            found.append(_Target(onward, x, kept, self._observe(onward, outputs, x.dtype)))
         return found
 
     def _site_input(self, run: Callable[[], Any]) -> torch.Tensor | None:

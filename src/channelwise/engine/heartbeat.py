@@ -131,9 +131,13 @@ class Heartbeat:
             for rank, pulse in enumerate(self._pulses):
                 if rank != self.rank and pulse.state is state:
                     return self._lost(pulse.cause, "" if state is State.FAILED else ", interrupted")
-        for rank, seconds in enumerate(self._silences.seconds):
-            if rank != self.rank and self._pulses[rank].state is State.RUNNING and seconds >= silence:
-                return self._lost(rank, f", silent for {seconds:.0f} s")
+        running = [
+            rank for rank, pulse in enumerate(self._pulses) if pulse.state is State.RUNNING and rank != self.rank
+        ]
+        silent = max(running, key=self._silences.seconds.__getitem__, default=self.rank)
+        seconds = self._silences.seconds[silent]
+        if silent != self.rank and seconds >= silence:
+            return self._lost(silent, f", silent for {seconds:.0f} s")
         if self._broken or self._store_silence.seconds[0] >= silence:
             return RankLostError(f"{self._keeper} does not answer")
         return None

@@ -2,7 +2,7 @@
 
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -25,10 +25,10 @@ from channelwise.methods.site import Importance
 from channelwise.model.attention import use_quantized_attention
 from channelwise.model.batches import is_causal
 from channelwise.model.blocks import BlockList, find_blocks
-from channelwise.model.calls import Captured, capture
+from channelwise.model.calls import BlockCall, Captured, capture, kind_of
 from channelwise.model.experts import unfuse_experts
 from channelwise.model.linears import is_linear, linear_names, replace_module, weight_matrix
-from channelwise.model.sites import Site, discover_sites
+from channelwise.model.sites import Site, discover_sites, hold_again
 from channelwise.model.ties import forget_ties
 from channelwise.model.towers import left_floating
 from channelwise.runtime.embedding import QuantizedEmbedding
@@ -155,6 +155,7 @@ class Walker:
     ) -> None:
         self.model, self.blocks, self.plan, self.batches, self.around = model, blocks, plan, batches, around
         self.phases = Phases()
+        self.sites: dict[Hashable, tuple[Site, ...]] = {}
         self.probe = _probe_batch(batches[0])
         device, folder = next(iter(self.probe.values())).device, around.keeper.hidden_folder
         self.hidden = HiddenStates(around.activation_memory, folder, device)
@@ -231,10 +232,18 @@ class Walker:
         block = self.model.get_submodule(name)
         unfuse_experts(block)
         with self.phases.of("sites"):
-            sites = discover_sites(block, self.captured.calls[0][index].with_hidden(self.probe_hidden[PROBE]))
+            sites = self._sites(block, self.captured.calls[0][index].with_hidden(self.probe_hidden[PROBE]))
         kept = tuple(s for s in sites if not all(self.plan.excludes(f"{name}.{linear}") for linear in s.linears))
         stage = self._stage(block, name, kept, lambda sample: self._run(index, block, sample))
         return self._quantize_stage(stage, lambda: self._advance(block, index, name))
+
+    def _sites(self, block: nn.Module, call: BlockCall) -> tuple[Site, ...]:
+        """The block's sites; those of an earlier block that is built alike, if they hold here."""
+        kind = kind_of(block)
+        sites = self.sites.get(kind)
+        if sites is None or not hold_again(block, call, sites):
+            sites = self.sites[kind] = discover_sites(block, call)
+        return sites
 
     def _quantize_outside(self) -> list[SiteRecord]:
         """Quantizes the layer behind the blocks that gives the logits, and the embedding."""

@@ -145,7 +145,7 @@ def capture(
     """
     pool = _Pool()
     modules = blocks.modules(model)
-    templates = _Templates([_kind(module) for module in modules])
+    templates = _Templates([kind_of(module) for module in modules])
     _pass(model, blocks, batches[0], _Recorder(len(modules), _Pool(), templates), loaded)
     templates.learnt()
     if templates.real and loaded is not None:
@@ -217,7 +217,7 @@ def _is_the_machines(error: Exception) -> bool:
     return "allocate memory" in str(error)
 
 
-def _kind(block: nn.Module) -> Hashable:
+def kind_of(block: nn.Module) -> Hashable:
     """Equal for blocks that are built alike: their modules' classes, their parameters' names and shapes."""
     modules = tuple((name, type(module)) for name, module in block.named_modules())
     return modules, tuple((name, tuple(parameter.shape)) for name, parameter in block.named_parameters())

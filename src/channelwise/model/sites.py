@@ -69,6 +69,20 @@ def discover_sites(block: nn.Module, call: BlockCall) -> tuple[Site, ...]:
     return _with_silent_experts(block, sites, probe.watched)
 
 
+def hold_again(block: nn.Module, call: BlockCall, sites: Collection[Site]) -> bool:
+    """Whether sites found in a block are another one's too, which is built alike: one run tells who reads what.
+
+    Experts that no token of the call reached are taken on trust.
+    """
+    known = {site.linears for site in sites}
+    names = {linear for linears in known for linear in linears}
+    experts = tuple(prefix for group in sibling_prefixes(block) for prefix in group)
+    needed = {linears for linears in known if not linears[0].startswith(experts)}
+    groups = _same_input_groups(Probe(block, call, linear_names(block)).recorded).values()
+    called = {tuple(linear for linear in group if linear in names) for group in groups} - {()}
+    return needed <= called <= known
+
+
 def _probe_without_routers(block: nn.Module, call: BlockCall) -> Probe:
     """A probe that watches every linear layer but those that choose or weigh experts: these stay as they are."""
     probe = Probe(block, call, linear_names(block))
