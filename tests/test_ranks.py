@@ -33,7 +33,7 @@ EXACT = [
     ("opt", "outliertune-w8a8"),
 ]
 """Models with recipes that rest on smallest and largest values, which are the same however samples are divided."""
-SUMMED = ["os-plus-w6a6", "gptq-ada-w3g128", "llm-fp4-w4a4"]
+SUMMED = ["os-plus-w6a6", "gptq-ada-w4g128", "llm-fp4-w4a4"]
 """Recipes that rest on sums, which are rounded in another order."""
 LENGTH = 128
 

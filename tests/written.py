@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import transformers
 
@@ -82,6 +83,28 @@ def contents(folder: Path) -> dict[str, bytes]:
 def left(output: Path) -> Path:
     """The working directory of a run into `output`."""
     return output.with_name(f".{output.name}.unfinished")
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """`models("llama")`: the directory of a tiny model; "wide" is `wide_llama`."""
+    folder = tmp_path_factory.mktemp("models")
+
+    def find(name: str) -> Path:
+        if not (folder / name).exists():
+            (wide_llama if name == "wide" else lambda path: saved(name, path))(folder / name)
+        return folder / name
+
+    return find
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Tiny models gain nothing from threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @dataclass

@@ -11,9 +11,11 @@ from torch import nn
 from channelwise.checkpoint.counting import counted
 from channelwise.checkpoint.keeping import stage_tensors
 from channelwise.checkpoint.shards import pieces_of, write_weight_file
+from channelwise.engine.embedding import token_embedding
 from channelwise.engine.keeping import StageOutcome
 from channelwise.engine.memory import peak_resident, resident
-from channelwise.engine.walk import Surroundings, Walker
+from channelwise.engine.plan import Plan
+from channelwise.engine.walk import Surroundings, Walker, head_to_quantize
 from channelwise.engine.world import World
 from channelwise.model.blocks import find_blocks
 from channelwise.opening import StreamedWeights
@@ -26,10 +28,11 @@ PIECE = 2**30
 class Forecast:
     """What a run will take, of this process where several share the work.
 
-    blocks, sites, linears: how many of each will be quantized; those of a block times the blocks. largest_block: its
-    bytes. bytes_before, bytes_after: of the model. samples, tokens: of the calibration set. hidden_bytes: of this
-    process's hidden states; kept_bytes: those of them that stay in memory. disk_bytes: what working needs at most
-    beside the output. peak_bytes: resident memory. seconds: of the walk; first: of the first block by phase.
+    blocks, sites, linears: how many of each will be quantized; those of a block times the blocks, and the head.
+    largest_block: its bytes. bytes_before, bytes_after: of the model. samples, tokens: of the calibration set.
+    hidden_bytes: of this process's hidden states; kept_bytes: those of them that stay in memory. disk_bytes: what
+    working needs at most beside the output. peak_bytes: resident memory. seconds: of the walk; first: of the first
+    block by phase.
     """
 
     blocks: int
@@ -92,13 +95,16 @@ def forecast(order: Order, world: World) -> Forecast:
             outcome = walker.stage(0)
     seconds = sum(outcome.seconds.values())
     outside = ready.before.model_bytes - sum(sizes)
+    head = int(head_to_quantize(model, ready.plan) is not None)
+    ratio = trial.stage_bytes / sizes[0]
     hidden = walker.hidden.total_bytes
-    after = int(trial.stage_bytes * sum(sizes) / sizes[0]) + outside
+    # Of tables outside the blocks it is not known; they shrink about as a block does.
+    after = int(ratio * sum(sizes) + outside - (1 - ratio) * _table_bytes(model, ready.plan))
     growth = peak_resident() - base
     return Forecast(
         blocks=len(names),
-        sites=len(outcome.records) * len(names),
-        linears=sum(len(record.linears) for record in outcome.records) * len(names),
+        sites=len(outcome.records) * len(names) + head,
+        linears=sum(len(record.linears) for record in outcome.records) * len(names) + head,
         largest_block=max(sizes),
         bytes_before=ready.before.model_bytes,
         bytes_after=after,
@@ -122,3 +128,12 @@ def _block_bytes(ready: Prepared, name: str) -> int:
     if isinstance(weights, StreamedWeights):
         return weights.stream.bytes_of(name)
     return sum(tensor.nbytes for tensor in ready.source.model.get_submodule(name).parameters())
+
+
+def _table_bytes(model: nn.Module, plan: Plan) -> int:
+    """Bytes of the head and of the token embedding, of those that will be quantized; what they share counts once."""
+    head = head_to_quantize(model, plan)
+    tables = [] if head is None else [model.get_submodule(head)]
+    if plan.embedding is not None and (table := token_embedding(model)) is not None:
+        tables.append(table)
+    return sum(weight.nbytes for weight in {weight for table in tables for weight in table.parameters()})

@@ -1,6 +1,5 @@
 """A model quantized into a checkpoint block by block, by one process or more; a killed run can be gone on with."""
 
-import copy
 import json
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -19,13 +18,12 @@ from channelwise.checkpoint.working import WorkingDirectory
 from channelwise.checkpoint.writer import RECORD_FILE, check_output, write_checkpoint_texts
 from channelwise.comparison.fingerprints import batches_digest, model_digest, versions
 from channelwise.engine.plan import Plan, SiteRecord, WalkRecord
-from channelwise.engine.walk import Progress, Surroundings, asks_for_importance, check_plan, quantize_model
+from channelwise.engine.walk import Progress, Surroundings, asks_for_importance, check_plan, quantize_model, taken_apart
 from channelwise.engine.world import World
 from channelwise.errors import InputError, NotStreamableError
 from channelwise.evaluation.sizes import Sizes, bits_per_weight, model_sizes
 from channelwise.model.batches import Batch, Data
 from channelwise.model.blocks import find_blocks
-from channelwise.model.experts import unfuse_experts
 from channelwise.model.fingerprint import difference
 from channelwise.model.images import Images
 from channelwise.opening import ModelSource, Opened, StreamedWeights, opened_to_quantize, opened_to_stream
@@ -120,10 +118,7 @@ def _prepared(order: Order, plan: Plan, world: World, *, streamed: bool) -> Prep
     if source is None:
         raise NotStreamableError(f"{order.model} has to be loaded whole")
     with world.agree():
-        unfused = source.model
-        if source.weights.streamed:
-            unfused = copy.deepcopy(source.model)
-            unfuse_experts(unfused)
+        unfused = taken_apart(source.model) if source.weights.streamed else source.model
         check_plan(unfused, find_blocks(unfused), plan)
         batches = source.calibration(order.data, order.recipe.calibration, order.samples, order.length, order.seed)
     before = model_sizes(source.model)

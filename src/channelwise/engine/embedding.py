@@ -21,7 +21,7 @@ def quantize_embedding(model: nn.Module, plan: EmbeddingPlan) -> dict[str, float
 
     A model without one (of images, say) is left as it is, with no notes.
     """
-    embedding = _token_embedding(model)
+    embedding = token_embedding(model)
     if embedding is None:
         return {}
     table = embedding_table(embedding)
@@ -38,7 +38,8 @@ def quantize_embedding(model: nn.Module, plan: EmbeddingPlan) -> dict[str, float
     return {"weights": grid_name(grid), "rows": float(table.shape[0])}
 
 
-def _token_embedding(model: nn.Module) -> nn.Embedding | None:
+def token_embedding(model: nn.Module) -> nn.Embedding | None:
+    """The table of the input's tokens; None for a model without one."""
     getter = getattr(model, "get_input_embeddings", None)
     try:
         found = getter() if callable(getter) else None

@@ -24,6 +24,9 @@ from channelwise.runtime.encoding import encoder_of
 CLIPS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.6, 0.5, 0.4)
 """Shares of the calibration range that a searched clip tries."""
 
+WIDENED = 2**23
+"""Entries of a weight that are in float32 at one time."""
+
 
 @dataclass(frozen=True)
 class _Target:
@@ -116,12 +119,10 @@ class SiteEvaluator:
 
     def loss(self, transform: ChannelTransform, clip: float = 1.0) -> float:
         """Sum over features, mean over tokens, of the squared output difference."""
-        weights = [self._quantized_weight(transform, w) for w in self.weights]
-        biases = [transform.fold_bias(w, b) for w, b in zip(self.weights, self._biases, strict=True)]
+        inputs = [self._quantized_input(transform, target.x, clip) for target in self._targets]
+        by_layer = [self._outputs(layer, inputs, transform) for layer in range(len(self.site.linears))]
         total, tokens = 0.0, 0
-        for target in self._targets:
-            quantized = self._quantized_input(transform, target.x, clip)
-            outputs = [apply_linear(quantized, w, b) for w, b in zip(weights, biases, strict=True)]
+        for target, *outputs in zip(self._targets, *by_layer, strict=True):
             total += _squared_difference(self._observe(target.run, outputs, target.x.dtype), target.seen)
             tokens += target.tokens
         return self._mean(total, tokens)
@@ -132,7 +133,9 @@ class SiteEvaluator:
         weight: the values of the codes, of the transformed weight, float32 [out_features, channels].
         """
         index = self.site.linears.index(linear)
-        bias = transform.fold_bias(self.weights[index], self._biases[index])
+        bias = self._biases[index]
+        if transform.shift is not None:
+            bias = transform.fold_bias(self.weights[index], bias)
         total, tokens = 0.0, 0
         for target in self._targets:
             changed = apply_linear(transform.apply(target.x.float()), weight, bias)
@@ -166,11 +169,38 @@ class SiteEvaluator:
             if x is None:
                 continue
             onward = self._scope_run(run)
-            outputs = [apply_linear(x.float(), w, b) for w, b in zip(self.weights, self._biases, strict=True)]
-            # What goes on from here goes on in the model's dtype.
-            kept = [output.to(x.dtype) for output in outputs] if self.dependents else []
+            outputs = [self._outputs(layer, [x.float()], None)[0] for layer in range(len(self.site.linears))]
+            kept = outputs if self.dependents else []
             found.append(_Target(onward, x, kept, self._observe(onward, outputs, x.dtype)))
         return found
+
+    def _outputs(
+        self, layer: int, inputs: Sequence[torch.Tensor], transform: ChannelTransform | None
+    ) -> list[torch.Tensor]:
+        """What a layer gives for each input, its weight transformed and quantized, or as it is without a transform.
+
+        A few rows of the weight at a time: in float32 a large one is twice what it is in the model. Where others depend
+        on the output, it is in the model's dtype, in which it goes on.
+        """
+        module = self._modules[layer]
+        matrix, bias = weight_matrix(module).detach(), self._biases[layer]
+        dtype = matrix.dtype if self.dependents else torch.float32
+        parts: list[list[torch.Tensor]] = [[] for _ in inputs]
+        for rows in self._row_parts(matrix, quantized=transform is not None):
+            weight, own = matrix[rows].float(), None if bias is None else bias[rows]
+            if transform is not None:
+                own, weight = transform.fold_bias(weight, own), self._quantized_weight(transform, weight)
+            for part, x in zip(parts, inputs, strict=True):
+                part.append(apply_linear(x, weight, own).to(dtype))
+        return [part[0] if len(part) == 1 else torch.cat(part, dim=-1) for part in parts]
+
+    def _row_parts(self, matrix: torch.Tensor, *, quantized: bool) -> list[slice]:
+        """Rows that are widened at a time; all where they share scales."""
+        count, columns = matrix.shape
+        step = max(1, WIDENED // columns)
+        if quantized and self.weight_plan.granularity.kind not in ("row", "row_group"):
+            step = count
+        return [slice(start, min(start + step, count)) for start in range(0, count, step)]
 
     def _site_input(self, run: Callable[[], Any]) -> torch.Tensor | None:
         seen: list[torch.Tensor] = []

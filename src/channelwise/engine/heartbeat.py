@@ -125,19 +125,17 @@ class Heartbeat:
 
     def _suspect(self, silence: float) -> RankLostError | None:
         """Who has stopped, as far as is known now: one that says so, one that was silent so long, or the store."""
+        others = [rank for rank in range(len(self.hosts)) if rank != self.rank]
         for state in (State.FAILED, State.INTERRUPTED):
             if state is State.INTERRUPTED and self._interrupted():
                 continue  # a signal for all, not the end of one
-            for rank, pulse in enumerate(self._pulses):
-                if rank != self.rank and pulse.state is state:
-                    return self._lost(pulse.cause, "" if state is State.FAILED else ", interrupted")
-        running = [
-            rank for rank, pulse in enumerate(self._pulses) if pulse.state is State.RUNNING and rank != self.rank
-        ]
-        silent = max(running, key=self._silences.seconds.__getitem__, default=self.rank)
-        seconds = self._silences.seconds[silent]
-        if silent != self.rank and seconds >= silence:
-            return self._lost(silent, f", silent for {seconds:.0f} s")
+            for rank in others:
+                if self._pulses[rank].state is state:
+                    return self._lost(self._pulses[rank].cause, "" if state is State.FAILED else ", interrupted")
+        running = [rank for rank in others if self._pulses[rank].state is State.RUNNING]
+        silent = max(running, key=self._silences.seconds.__getitem__, default=None)
+        if silent is not None and self._silences.seconds[silent] >= silence:
+            return self._lost(silent, f", silent for {self._silences.seconds[silent]:.0f} s")
         if self._broken or self._store_silence.seconds[0] >= silence:
             return RankLostError(f"{self._keeper} does not answer")
         return None

@@ -1,13 +1,18 @@
 """One linear layer, quantized: the transform folded into its weight, the weight rounded, the input quantizer set up."""
 
+import torch
 from torch import nn
 
 from channelwise.methods.site import ChannelStatistics, InputQuantizer, LayerChoice, input_step
 from channelwise.model.linears import bias_vector, weight_matrix
-from channelwise.numerics.quantizer import encode, parameters_of
+from channelwise.numerics.granularity import Granularity, row_slices
+from channelwise.numerics.quantizer import encode, joined, parameters_of
 from channelwise.numerics.transform import ChannelTransform
 from channelwise.runtime.linear import QuantizedLinear
 from channelwise.runtime.scheme import InputScheme, LinearScheme, WeightScheme
+
+WIDENED = 2**23
+"""Entries of a weight that are in float32 at one time."""
 
 
 def plain_input(
@@ -31,19 +36,28 @@ def plain_layer(
     linear: nn.Module, transform: ChannelTransform, weights: WeightScheme, inputs: InputQuantizer | None
 ) -> LayerChoice:
     """The layer's quantizers with the weight's min-max range, rounded to nearest."""
-    folded = transform.fold_weight(weight_matrix(linear).detach().float())
-    return LayerChoice(weights, parameters_of(folded, weights.grid, weights.granularity), inputs)
+    matrix, (grid, granularity) = weight_matrix(linear), (weights.grid, weights.granularity)
+    parts = [slice(0, len(matrix))] if granularity.kind in ("tensor", "column") else _parts(matrix, granularity)
+    found = [parameters_of(transform.fold_weight(matrix[rows].float()), grid, granularity) for rows in parts]
+    return LayerChoice(weights, joined(found, dim=0), inputs)
 
 
 def quantize_linear(linear: nn.Module, transform: ChannelTransform, layer: LayerChoice) -> QuantizedLinear:
-    """The quantized layer; everything is computed in float32."""
-    weight = weight_matrix(linear).detach().float()
-    bias = bias_vector(linear)
-    folded_bias = transform.fold_bias(weight, None if bias is None else bias.detach().float())
+    """The quantized layer; everything is computed in float32, some rows of the weight at a time."""
+    weight, bias = weight_matrix(linear), bias_vector(linear)
+    folded_bias = None if bias is None else bias.float()
     grid, granularity = layer.weights.grid, layer.weights.granularity
+    parts = _parts(weight, granularity)
+    if transform.shift is not None:
+        biases = [None if folded_bias is None else folded_bias[rows] for rows in parts]
+        moved = [transform.fold_bias(weight[rows].float(), own) for rows, own in zip(parts, biases, strict=True)]
+        folded_bias = torch.cat([part for part in moved if part is not None])
     codes = layer.codes
     if codes is None:
-        codes = encode(transform.fold_weight(weight), layer.parameters, grid, granularity)
+        codes = torch.empty(weight.shape, dtype=torch.int16, device=weight.device)
+        for rows in parts:
+            parameters = layer.parameters.of_rows(rows, granularity)
+            codes[rows] = encode(transform.fold_weight(weight[rows].float()), parameters, grid, granularity)
     inputs = layer.inputs
     scheme = LinearScheme(
         in_features=weight.shape[1],
@@ -65,3 +79,8 @@ def quantize_linear(linear: nn.Module, transform: ChannelTransform, layer: Layer
         None if inputs is None else inputs.zero_point,
         None if inputs is None else inputs.exponents,
     )
+
+
+def _parts(weight: torch.Tensor, granularity: Granularity) -> list[slice]:
+    """Rows that are in float32 at one time: all of a large weight would be twice what it is in the model."""
+    return row_slices(weight.shape[0], granularity, max(1, WIDENED // weight.shape[1]))

@@ -41,6 +41,7 @@ class Stage:
     search: those of them that a search by transformed outputs looks at. importance: by full name of a layer, as
     `fisher.output_importance` gives it. likes: of experts' sites, as `experts.like_sites` gives them. world: the
     processes that share the samples; all take the same decisions.
+    streamed: whether the weights come from a stream, which keeps the modules.
     """
 
     root: nn.Module
@@ -53,6 +54,7 @@ class Stage:
     importance: Mapping[str, Importance] = field(default_factory=dict)
     likes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     world: World = ALONE
+    streamed: bool = False
     phases: Phases = field(default_factory=Phases)
 
     def full(self, linear: str) -> str:
@@ -95,6 +97,8 @@ def _quantized_site(
     tokens = 0 if seen is None else seen.tokens
     if has_too_few(site, tokens, stage.likes):
         shared = shared_statistics(statistics[like] for like in stage.likes[site.name] if like in statistics)
+        if shared is not None:
+            _check_finite(shared, stage.full(site.name))
         modules = _included(stage, site, plan)
         choice, layers = quantize_with_siblings(site, modules, tokens, shared, plan.site_plan(site.kind), plan.weights)
         recorded = recorded_statistics(site, tokens, shared)
@@ -133,7 +137,11 @@ def _parts(sites: Sequence[Site], plan: Plan) -> list[list[Site]]:
 def install(stage: Stage, layers: Replacements) -> None:
     """Puts quantized layers in their places."""
     for name, layer in layers.items():
+        replaced = stage.root.get_submodule(name)
         replace_module(stage.root, name, layer)
+        if stage.streamed:
+            # The stream still knows the module, and its weight would stay in memory until the end of the block.
+            replaced._parameters.clear()
 
 
 def _collect(

@@ -1,5 +1,6 @@
 """The walk: block by block, level by level, statistics, transforms, quantized layers; then on to the next block."""
 
+import copy
 import random
 import time
 from collections.abc import Callable, Hashable, Sequence
@@ -28,6 +29,7 @@ from channelwise.model.blocks import BlockList, find_blocks
 from channelwise.model.calls import BlockCall, Captured, capture, kind_of
 from channelwise.model.experts import unfuse_experts
 from channelwise.model.linears import is_linear, linear_names, replace_module, weight_matrix
+from channelwise.model.routers import floating_weights
 from channelwise.model.sites import Site, discover_sites, hold_again
 from channelwise.model.ties import forget_ties
 from channelwise.model.towers import left_floating
@@ -82,9 +84,7 @@ def quantize_model(
     started = time.perf_counter()
     around = surroundings or Surroundings()
     blocks = find_blocks(model)
-    if not around.weights.streamed:
-        check_plan(model, blocks, plan)
-    floating = _left_floating(model, blocks, plan)
+    floating = _left_floating(taken_apart(model) if around.weights.streamed else model, blocks, plan)
     report = progress or (lambda label, done, total: None)
     names = (*blocks.names, "")
     stages = len(blocks.names) + (head_to_quantize(model, plan) is not None)
@@ -104,12 +104,23 @@ def quantize_model(
     return WalkRecord(records, time.perf_counter() - started, outcomes[-1].notes, seconds, floating)
 
 
+def taken_apart(skeleton: nn.Module) -> nn.Module:
+    """A model without weights as it will be quantized, its experts apart; the skeleton stays as its files are."""
+    twin = copy.deepcopy(skeleton)
+    unfuse_experts(twin)
+    return twin
+
+
 def _left_floating(model: nn.Module, blocks: BlockList, plan: Plan) -> tuple[str, ...]:
-    """Names of the linear layers and modules that the plan leaves as they are, before the walk."""
+    """Names of what the plan leaves as it is, before the walk. Raises InputError if it does not fit the model."""
+    check_plan(model, blocks, plan)
     head = head_name(model)
     kept_head = (head,) if head is not None and head_to_quantize(model, plan) is None else ()
-    layers = (f"{name}.{linear}" for name in blocks.names for linear in linear_names(model.get_submodule(name)))
-    return (*(layer for layer in layers if plan.excludes(layer)), *left_floating(model, blocks), *kept_head)
+    within = []
+    for name, block in zip(blocks.names, blocks.modules(model), strict=True):
+        within += [f"{name}.{linear}" for linear in linear_names(block) if plan.excludes(f"{name}.{linear}")]
+        within += [f"{name}.{module}" for module in floating_weights(block)]
+    return (*within, *left_floating(model, blocks), *kept_head)
 
 
 def head_to_quantize(model: nn.Module, plan: Plan) -> str | None:
@@ -269,6 +280,7 @@ class Walker:
             importance=self.importance,
             likes=like_sites(root, sites),
             world=self.around.world,
+            streamed=self.around.weights.streamed,
             phases=self.phases,
         )
 

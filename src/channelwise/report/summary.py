@@ -48,7 +48,7 @@ def quantize_summary(model: str, recipe: str, output: str, outcome: Outcome) -> 
     facts.add_row(_label("time"), duration(outcome.record.seconds))
     facts.add_row(_label("written to"), short_path(output))
     for warning, places in _warnings(outcome.record.sites).items():
-        facts.add_row(Text("warning", style="yellow"), f"{warning}   ({len(places)} sites, {places[0]} the first)")
+        facts.add_row(Text("warning", style="yellow"), f"{warning}   ({len(places)} sites: {_few(places)})")
     heading = Text.assemble((short_path(model), "bold"), " quantized by ", (recipe, "bold"), "\n")
     usage = Text(_usage(short_path(model), short_path(output), outcome.skeleton))
     return Group(heading, facts, Text("\nuse it", style="dim"), usage)

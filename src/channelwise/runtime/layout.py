@@ -12,6 +12,10 @@ Layout = tuple[tuple[int, ...], torch.dtype]
 """Shape and dtype of one tensor."""
 
 
+PACKED_AT_ONCE = 2**22
+"""Codes."""
+
+
 def buffer_layout(scheme: LinearScheme) -> dict[str, Layout | None]:
     """The layer's buffers in their order; None for those that the scheme does without."""
     rows, columns = scheme.out_features, scheme.in_features
@@ -44,8 +48,10 @@ def weight_layout(shape: tuple[int, int], weights: WeightScheme) -> dict[str, La
 def weight_parts(codes: torch.Tensor, parameters: Parameters, weights: WeightScheme) -> dict[str, torch.Tensor | None]:
     """What the buffers of `weight_layout` hold: codes and zero points packed at the grid's width."""
     zero_point = parameters.zero_point
+    # Packing takes several times the memory of the codes.
+    step = max(1, PACKED_AT_ONCE // max(1, codes.shape[1]))
     return {
-        "weight_packed": pack(codes - weights.grid.lowest, weights.grid.bits),
+        "weight_packed": torch.cat([pack(part - weights.grid.lowest, weights.grid.bits) for part in codes.split(step)]),
         "weight_scale": parameters.scale,
         "weight_zero_point": None if zero_point is None else pack(zero_point.to(torch.int16), weights.grid.bits),
     }
