@@ -21,9 +21,10 @@ from channelwise.engine.world import ALONE, World
 from channelwise.errors import InputError
 from tests.engine.ranks import Ended, Ranks, launch_variables, run_ranks, started_ranks, torchrun
 
-QUICK = Pace(period=0.1, limit=1.0)
-PATIENT = Pace(period=0.1, limit=1000.0)
-"""Silence plays no part."""
+QUICK = Pace(period=0.1, limit=1.0, grace=0.5)
+PATIENT = Pace(period=0.5, limit=1000.0, grace=30.0)
+"""The main thread ends by itself; silence and the end by force play no part."""
+FORCED = Pace(period=0.5, limit=1000.0, grace=2.0)
 HOST = socket.gethostname()
 
 
@@ -211,7 +212,7 @@ def test_a_stopped_rank_ends_the_others(elsewhere: bool) -> None:
 
 
 def test_a_signal_reaches_a_rank_within_a_collective() -> None:
-    with disturbed(PATIENT) as ranks:
+    with disturbed(FORCED) as ranks:
         ranks.send(1, signal.SIGSTOP)
         ranks.send(0, signal.SIGTERM)
         assert lost_line(ranks.ended(0), f"rank 1 on {HOST}, silent for")
@@ -240,9 +241,8 @@ def test_one_interrupted_rank_ends_the_others() -> None:
 def test_the_end_of_the_rank_that_keeps_the_store_is_told() -> None:
     with disturbed(PATIENT, absent=0, agent=False) as ranks:
         ranks.send(0, signal.SIGKILL)
-        end = ranks.ended(1)
-    assert end.status == 1
-    assert f"has stopped (rank 0 on {HOST}" in end.stderr
+        assert f"has stopped (rank 0 on {HOST}" in ranks.ended(1).stderr
+        assert ranks.ended(1).status == 1
 
 
 def fail(world: World) -> None:
@@ -298,7 +298,7 @@ from channelwise.engine.joining import joined_world
 from channelwise.engine.pulse import Pace
 with joined_world("cpu") as world:
     world.barrier()
-with joined_world("cpu", pace=Pace(0.2, 2.0)) as world:  # once more, in the same processes
+with joined_world("cpu", pace=Pace(0.2, 2.0, 1.0)) as world:  # once more, in the same processes
     print("sum", world.totals([world.rank + 1.0]), flush=True)
     if "wait" in sys.argv and world.rank == 1:
         __import__("time").sleep(1000)

@@ -8,13 +8,17 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import torch.distributed as dist
 
-from channelwise.engine.pulse import Pace, Pulse, RankLostError, Silences, State, pulse_key
+from channelwise.engine.pulse import UNKNOWN, Pace, Pulse, RankLostError, Silences, State, pulse_key
 
 _LOST = 1
 """The exit status of a process that ends because another one has."""
+
+_LOOKS = 5
+"""At the others' pulses, after which one that has stopped has been silent for long enough to be suspected."""
 
 
 class Heartbeat:
@@ -94,12 +98,14 @@ class Heartbeat:
             lost = self.loss() or _lost_connection(error)
             if lost is None:
                 raise
-            self.say(State.FAILED, lost.rank)
+            self.say(State.FAILED, UNKNOWN if lost.rank is None else lost.rank)
             raise lost from error
 
     def loss(self) -> RankLostError | None:
-        """Which rank has stopped, waited for as long as the grace; None if all live, or were interrupted like this."""
-        self._until(lambda: self._suspect(self.pace.suspicion) is not None or self._all_interrupted())
+        """Which rank has stopped, waited for until it would show; None if all live, or were interrupted like this."""
+        last = self._rounds + _LOOKS
+        suspected = partial(self._suspect, self.pace.suspicion)
+        self._until(lambda: suspected() is not None or self._all_interrupted() or self._rounds >= last)
         return self._suspect(self.pace.suspicion)
 
     def _others(self) -> list[Pulse]:
@@ -126,21 +132,25 @@ class Heartbeat:
     def _suspect(self, silence: float) -> RankLostError | None:
         """Who has stopped, as far as is known now: one that says so, one that was silent so long, or the store."""
         others = [rank for rank in range(len(self.hosts)) if rank != self.rank]
-        for state in (State.FAILED, State.INTERRUPTED):
-            if state is State.INTERRUPTED and self._interrupted():
-                continue  # a signal for all, not the end of one
-            for rank in others:
-                if self._pulses[rank].state is state:
-                    return self._lost(self._pulses[rank].cause, "" if state is State.FAILED else ", interrupted")
+        failed = [rank for rank in others if self._pulses[rank].state is State.FAILED]
+        for rank in failed:
+            if self._pulses[rank].cause != UNKNOWN:
+                return self._lost(self._pulses[rank].cause)
+        for rank in others:
+            # A signal that came to this process, too, is one for all, not the end of one.
+            if self._pulses[rank].state is State.INTERRUPTED and not self._interrupted():
+                return self._lost(rank, ", interrupted")
         running = [rank for rank in others if self._pulses[rank].state is State.RUNNING]
         silent = max(running, key=self._silences.seconds.__getitem__, default=None)
         if silent is not None and self._silences.seconds[silent] >= silence:
             return self._lost(silent, f", silent for {self._silences.seconds[silent]:.0f} s")
+        if failed:
+            return self._lost(failed[0], ", which lost another one")
         if self._broken or self._store_silence.seconds[0] >= silence:
             return RankLostError(f"{self._keeper} does not answer")
         return None
 
-    def _lost(self, rank: int, detail: str) -> RankLostError:
+    def _lost(self, rank: int, detail: str = "") -> RankLostError:
         if rank == self.rank:
             return RankLostError("the others, which heard nothing of this one", rank)
         return RankLostError(f"rank {rank} on {self.hosts[rank]}{detail}", rank)

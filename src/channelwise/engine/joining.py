@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from channelwise.engine.heartbeat import Heartbeat, arriving_signals
 from channelwise.engine.launch import HINT, Launch, is_launched, launch_of
-from channelwise.engine.pulse import Pace, Pulse, RankLostError, State, pulse_key
+from channelwise.engine.pulse import UNKNOWN, Pace, Pulse, RankLostError, State, pulse_key
 from channelwise.engine.world import ALONE, Links, ToldByRankZero, World
 from channelwise.errors import InputError
 
@@ -191,13 +191,12 @@ def _leave(heartbeat: Heartbeat) -> None:
 
 
 def _leave_for(error: BaseException, world: World, heartbeat: Heartbeat) -> None:
-    """Leaves with an error; raises RankLostError in its place if another rank's end is what it comes from."""
+    """Leaves with an error; raises RankLostError in its place if another rank's end is what it comes from.
+
+    The process group is left as it is: torch waits without end for what is under way in it, and the process ends.
+    """
     if heartbeat.agreed and isinstance(error, InputError):
-        with contextlib.suppress(RankLostError):
-            world.barrier()
-        _leave(heartbeat)
-        if isinstance(error, ToldByRankZero):
-            time.sleep(_TELLING)
+        _leave_together(error, world, heartbeat)
         return
     lost = None
     if isinstance(error, KeyboardInterrupt):
@@ -207,19 +206,25 @@ def _leave_for(error: BaseException, world: World, heartbeat: Heartbeat) -> None
     elif not isinstance(error, RankLostError):
         heartbeat.say(State.FAILED)
     if lost is not None:
-        heartbeat.say(State.FAILED, lost.rank)
+        heartbeat.say(State.FAILED, UNKNOWN if lost.rank is None else lost.rank)
     heartbeat.stop()
-    _disconnect(world)
+    if world.device.type == "cuda" and world.links is not None:
+        with contextlib.suppress(RuntimeError):
+            world.links.group.abort()
     if lost is not None:
         raise lost from error
 
 
-def _disconnect(world: World) -> None:
-    """Closes the connections without the others; they learn of it at once."""
-    with contextlib.suppress(RuntimeError):
-        if world.device.type == "cuda" and world.links is not None:
-            world.links.group.abort()
-        dist.destroy_process_group()
+def _leave_together(error: InputError, world: World, heartbeat: Heartbeat) -> None:
+    """Leaves with an error that all ranks have agreed on."""
+    try:
+        world.barrier()
+    except RankLostError:
+        heartbeat.stop()
+    else:
+        _leave(heartbeat)
+    if isinstance(error, ToldByRankZero):
+        time.sleep(_TELLING)
 
 
 def _brief(error: Exception) -> str:

@@ -24,11 +24,8 @@ class Pace:
     """Between two beats."""
     limit: float = 40.0
     """Of silence, after which a rank counts as lost."""
-
-    @property
-    def grace(self) -> float:
-        """What the main thread gets to end by itself, and what is waited to learn which rank has stopped."""
-        return 4 * self.period
+    grace: float = 6.0
+    """For the main thread to end by itself, and for learning which rank has stopped."""
 
     @property
     def suspicion(self) -> float:
@@ -45,13 +42,17 @@ class State(Enum):
     FAILED = "failed"
 
 
+UNKNOWN = -1
+
+
 @dataclass(frozen=True)
 class Pulse:
-    """What a rank writes into the store: a number that grows, its state, and the rank that is the cause of it."""
+    """What a rank writes into the store: a number that grows, its state, and which rank that comes from."""
 
     beats: int
     state: State
     cause: int
+    """UNKNOWN if it has lost another one and cannot say which."""
 
     def text(self) -> str:
         """As it stands in the store."""
