@@ -292,14 +292,14 @@ def test_a_rank_that_computes_longer_than_the_limit_is_waited_for() -> None:
 
 # The real launcher.
 
-SCRIPT = """
+SCRIPT = r"""
 import sys
 from channelwise.engine.joining import joined_world
 from channelwise.engine.pulse import Pace
 with joined_world("cpu") as world:
     world.barrier()
 with joined_world("cpu", pace=Pace(0.2, 2.0, 1.0)) as world:  # once more, in the same processes
-    print("sum", world.totals([world.rank + 1.0]), flush=True)
+    sys.stdout.write(f"sum {world.totals([world.rank + 1.0])}\n")  # in one piece
     if "wait" in sys.argv and world.rank == 1:
         __import__("time").sleep(1000)
     world.barrier()

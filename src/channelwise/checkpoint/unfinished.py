@@ -55,7 +55,7 @@ def begin(output: Path, identity: Identity, *, resume: bool, overwrite: bool, ex
     """Where a run begins in its directory, which is locked. Raises InputError as `WorkingDirectory.opened`."""
     folder = working_folder(output)
     journal = None if overwrite and not resume else read_journal(folder / JOURNAL)
-    if journal is None or _is_gone(journal, output):
+    if journal is None or _is_gone(journal, output) or not (resume or journal.stages):
         return _begin_anew(output, identity, resume=resume, overwrite=overwrite)
     if not resume:
         raise InputError(_in_the_way(output, journal))
@@ -149,11 +149,9 @@ def _in_the_way(output: Path, journal: Journal) -> str:
     """What to say of an unfinished run that nobody has mentioned."""
     if journal.is_assembled:
         far = "all but the last renames done"
-    elif journal.stages:
+    else:
         count, last = len(journal.stages), journal.stages[-1].name or "what is outside the blocks"
         far = f"{count} stage{'s' if count > 1 else ''} finished, {last} the last"
-    else:
-        far = "no stage finished"
     return f"an unfinished run into {output} is there ({far}): give --resume to go on, or --overwrite to start again"
 
 

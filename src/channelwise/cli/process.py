@@ -15,7 +15,7 @@ INTERRUPTED = 128
 """Plus the signal's number, as shells count: 130 for Ctrl-C."""
 
 _REPEAT_SECONDS = 1.0
-_TELLING_SECONDS = 1.0
+_TELLING_SECONDS = 3.0
 
 SHARED_VERBS = ("quantize",)
 """What several processes, started by torchrun, do together."""
@@ -88,14 +88,25 @@ def _failure(error: Exception, debug: bool) -> int:
 
     usage_error = typer.BadParameter.__bases__[0]  # typer exports no other name for it
     if isinstance(error, InputError):
-        return BAD_INPUT if getattr(error, "quiet", False) else _say(f"error: {error}", BAD_INPUT)
+        return BAD_INPUT if getattr(error, "quiet", False) else _refuse(f"error: {error}")
     if isinstance(error, usage_error):
         context = getattr(error, "ctx", None)
         verb = context.command_path if context else "channelwise"
         message = error.format_message()  # type: ignore[attr-defined]
-        return _say(f"error: {message.rstrip('.')}; see `{verb} --help`", BAD_INPUT)
+        return _refuse(f"error: {message.rstrip('.')}; see `{verb} --help`")
     hint = "" if debug else " (--debug shows where)"
     return _say(f"error: {type(error).__name__}: {error}{hint}", FAILED)
+
+
+def _refuse(message: str) -> int:
+    """Tells what is wrong with the input; of several processes the first one, unless another alone finds it wrong."""
+    from channelwise.cli.ranks import is_first
+
+    if not is_first():
+        # torchrun stops all when one has ended, so what the first one tells, too, is told once.
+        time.sleep(_TELLING_SECONDS)
+        message = f"rank {os.environ['RANK'].strip()}: {message}"
+    return _say(message, BAD_INPUT)
 
 
 def _say(message: str, status: int) -> int:

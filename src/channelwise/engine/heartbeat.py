@@ -139,7 +139,7 @@ class Heartbeat:
         for rank in others:
             # A signal that came to this process, too, is one for all, not the end of one.
             if self._pulses[rank].state is State.INTERRUPTED and not self._interrupted():
-                return self._lost(rank, ", interrupted")
+                return self._lost(rank)
         running = [rank for rank in others if self._pulses[rank].state is State.RUNNING]
         silent = max(running, key=self._silences.seconds.__getitem__, default=None)
         if silent is not None and self._silences.seconds[silent] >= silence:
@@ -153,7 +153,8 @@ class Heartbeat:
     def _lost(self, rank: int, detail: str = "") -> RankLostError:
         if rank == self.rank:
             return RankLostError("the others, which heard nothing of this one", rank)
-        return RankLostError(f"rank {rank} on {self.hosts[rank]}{detail}", rank)
+        interrupted = ", interrupted" if self._pulses[rank].state is State.INTERRUPTED else ""
+        return RankLostError(f"rank {rank} on {self.hosts[rank]}{interrupted}{detail}", rank)
 
     def _beat(self) -> None:
         """The first thread: writes and reads once per period, often while leaving; ends with `stop` or the store."""
@@ -170,7 +171,7 @@ class Heartbeat:
             self._written, self._rounds = state, self._rounds + 1
             if ended:
                 return
-            self._nudged.wait(self.pace.period if state is State.RUNNING else self.pace.period / 20)
+            self._nudged.wait(self.pace.period / 20 if state is State.LEFT else self.pace.period)
             self._nudged.clear()
 
     def _watch(self) -> None:

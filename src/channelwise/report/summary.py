@@ -29,6 +29,10 @@ class Outcome(Protocol):
     def record(self) -> Any:
         """The walk: sites and seconds."""
 
+    @property
+    def resumed(self) -> int:
+        """How many stages an earlier run had finished."""
+
 
 def quantize_summary(model: str, recipe: str, output: str, outcome: Outcome) -> Group:
     """Size before and after, bits, time, place, and the next two commands."""
@@ -45,7 +49,7 @@ def quantize_summary(model: str, recipe: str, output: str, outcome: Outcome) -> 
         facts.add_row(_label(label), ", ".join(f"{name} in {count}" for name, count in counts.most_common()))
     if outcome.record.floating:
         facts.add_row(_label("floating point"), _few(outcome.record.floating))
-    facts.add_row(_label("time"), duration(outcome.record.seconds))
+    facts.add_row(_label("time"), duration(outcome.record.seconds) + _resumed(outcome.resumed))
     facts.add_row(_label("written to"), short_path(output))
     for warning, places in _warnings(outcome.record.sites).items():
         facts.add_row(Text("warning", style="yellow"), f"{warning}   ({len(places)} sites: {_few(places)})")
@@ -67,6 +71,11 @@ def _choices(sites: Any) -> dict[str, Counter[str]]:
                 if key in notes:
                     found.setdefault(label, Counter())[str(notes[key])] += 1
     return found
+
+
+def _resumed(stages: int) -> str:
+    """What an earlier run had done."""
+    return f"   (with --resume: {stages} stage{'s were' if stages > 1 else ' was'} finished before)" if stages else ""
 
 
 NAMED = 3
