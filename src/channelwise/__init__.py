@@ -15,7 +15,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from channelwise.api import QuantizeResult, compare, evaluate, export, generate, inspect, load, profile, quantize
+    from channelwise.api import (
+        QuantizeResult,
+        compare,
+        evaluate,
+        export,
+        forecast,
+        generate,
+        inspect,
+        load,
+        profile,
+        quantize,
+    )
     from channelwise.errors import InputError, NumericalError
     from channelwise.recipe import Recipe
 
@@ -28,6 +39,7 @@ __all__ = [
     "compare",
     "evaluate",
     "export",
+    "forecast",
     "generate",
     "inspect",
     "load",

@@ -15,9 +15,10 @@ from channelwise import __version__
 from channelwise.checkpoint.exporting_directory import export_checkpoint
 from channelwise.checkpoint.loader import load_checkpoint
 from channelwise.comparison.comparing import compare as compare
+from channelwise.engine.fit import check_plan
 from channelwise.engine.joining import joined_world
 from channelwise.engine.plan import WalkRecord
-from channelwise.engine.walk import Progress, Surroundings, check_plan, quantize_model
+from channelwise.engine.walk import Progress, Surroundings, quantize_model
 from channelwise.errors import InputError
 from channelwise.evaluation.generation import Generation, generate_text
 from channelwise.evaluation.measure import ImageSource, Questions, Results, TextSource, measure, prepare
@@ -136,13 +137,40 @@ def quantize(
 
 
 def forecast(
-    model: str | Path, *, recipe: RecipeSource, data: Data, output: str | Path, device: str = "cpu", **options: Any
+    model: str | Path,
+    *,
+    recipe: RecipeSource,
+    data: Data,
+    output: str | Path,
+    tokenizer: Any = None,
+    samples: int | None = None,
+    length: int | None = None,
+    seed: int = 0,
+    device: str = "cpu",
+    overwrite: bool = False,
+    resume: bool = False,
+    activation_memory: int | None = None,
+    progress: Progress | None = None,
 ) -> Forecast:
     """What `quantize` would take with the same arguments: blocks, bytes, peak memory, time.
 
     The first block is really quantized; nothing is kept. Raises InputError as `quantize` does.
     """
-    order = Order(model, load_recipe(recipe), read_data(data), Path(output), device=device, **options)
+    order = Order(
+        model=model,
+        recipe=load_recipe(recipe),
+        data=read_data(data),
+        output=Path(output),
+        tokenizer=tokenizer,
+        samples=samples,
+        length=length,
+        seed=seed,
+        device=device,
+        overwrite=overwrite,
+        resume=resume,
+        activation_memory=activation_memory,
+        progress=progress,
+    )
     with joined_world(device) as world:
         return forecast_order(order, world)
 

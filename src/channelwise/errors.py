@@ -14,3 +14,14 @@ class NumericalError(InputError):
 
 class NotStreamableError(InputError):
     """A model whose weights cannot be taken part by part; it may well be loaded whole."""
+
+
+class RankLostError(RuntimeError):
+    """Another process of the run has stopped; `rank` is the one that stopped first, where that is known."""
+
+    def __init__(self, who: str, rank: int | None = None) -> None:
+        super().__init__(
+            f"another process of this run has stopped ({who}); see its messages, "
+            "then run the same command with --resume"
+        )
+        self.rank = rank

@@ -12,10 +12,11 @@ from channelwise.checkpoint.counting import counted
 from channelwise.checkpoint.keeping import stage_tensors
 from channelwise.checkpoint.shards import pieces_of, write_weight_file
 from channelwise.engine.embedding import token_embedding
+from channelwise.engine.fit import head_to_quantize
 from channelwise.engine.keeping import StageOutcome
 from channelwise.engine.memory import peak_resident, resident
 from channelwise.engine.plan import Plan
-from channelwise.engine.walk import Surroundings, Walker, head_to_quantize
+from channelwise.engine.walk import Surroundings, Walker
 from channelwise.engine.world import World
 from channelwise.model.blocks import find_blocks
 from channelwise.opening import StreamedWeights

@@ -17,8 +17,9 @@ from channelwise.checkpoint.shards import stored_sizes
 from channelwise.checkpoint.working import WorkingDirectory
 from channelwise.checkpoint.writer import RECORD_FILE, check_output, write_checkpoint_texts
 from channelwise.comparison.fingerprints import batches_digest, model_digest, versions
+from channelwise.engine.fit import asks_for_importance, check_plan, taken_apart
 from channelwise.engine.plan import Plan, SiteRecord, WalkRecord
-from channelwise.engine.walk import Progress, Surroundings, asks_for_importance, check_plan, quantize_model, taken_apart
+from channelwise.engine.walk import Progress, Surroundings, quantize_model
 from channelwise.engine.world import World
 from channelwise.errors import InputError, NotStreamableError
 from channelwise.evaluation.sizes import Sizes, bits_per_weight, model_sizes

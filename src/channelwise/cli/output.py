@@ -27,6 +27,8 @@ def print_json(results: dict[str, Any]) -> None:
 
 def quiet_libraries() -> None:
     """Keeps transformers' remarks and bars, and warnings, out of what people read; call before loading a model."""
+    # torch's C++ side tells of a lost connection by its stack; the walk tells it in a line.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     import warnings
 
     from transformers.utils import logging

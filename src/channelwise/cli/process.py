@@ -84,7 +84,7 @@ def _failure(error: Exception, debug: bool) -> int:
     """Prints one line for an error and returns its exit status."""
     import typer
 
-    from channelwise.errors import InputError
+    from channelwise.errors import InputError, RankLostError
 
     usage_error = typer.BadParameter.__bases__[0]  # typer exports no other name for it
     if isinstance(error, InputError):
@@ -94,6 +94,8 @@ def _failure(error: Exception, debug: bool) -> int:
         verb = context.command_path if context else "channelwise"
         message = error.format_message()  # type: ignore[attr-defined]
         return _refuse(f"error: {message.rstrip('.')}; see `{verb} --help`")
+    if isinstance(error, RankLostError):
+        return _say(f"error: {error}", FAILED)
     hint = "" if debug else " (--debug shows where)"
     return _say(f"error: {type(error).__name__}: {error}{hint}", FAILED)
 
@@ -111,7 +113,8 @@ def _refuse(message: str) -> int:
 
 def _say(message: str, status: int) -> int:
     """One line on standard error, whatever the message; returns the status."""
-    print(" ".join(message.split()), file=sys.stderr)
+    # In one piece, for the lines of several processes.
+    sys.stderr.write(" ".join(message.split()) + "\n")
     return status
 
 

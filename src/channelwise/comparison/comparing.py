@@ -10,7 +10,8 @@ from channelwise.comparison.cache import opened_cache
 from channelwise.comparison.facts import Settings, model_facts, recipe_facts, source_name
 from channelwise.comparison.runs import Run, Runner
 from channelwise.comparison.task_questions import TaskOptions, TaskQuestions
-from channelwise.engine.walk import Progress, check_plan
+from channelwise.engine.fit import check_plan
+from channelwise.engine.walk import Progress
 from channelwise.errors import InputError
 from channelwise.evaluation.layer_errors import SAMPLES, few_samples
 from channelwise.evaluation.measure import ImageSource, Questions, Results, TextSource, prepare

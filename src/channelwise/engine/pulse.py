@@ -4,16 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-
-class RankLostError(RuntimeError):
-    """Another process of the run has stopped; `rank` is the one that stopped first, where that is known."""
-
-    def __init__(self, who: str, rank: int | None = None) -> None:
-        super().__init__(
-            f"another process of this run has stopped ({who}); see its messages, "
-            "then run the same command with --resume"
-        )
-        self.rank = rank
+from channelwise.errors import RankLostError as RankLostError
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,13 @@
 """Which tokens of the calibration set a search looks at: the same of every layer, whoever asks and whenever."""
 
+import random
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+
+TOKEN_IDS = 2
+"""Dimensions of token ids [batch, tokens]."""
 
 
 @dataclass(frozen=True)
@@ -24,3 +29,22 @@ class TokenSampler:
         """The chosen rows of x [..., tokens, channels] as [chosen tokens, channels]."""
         flat = x.reshape(-1, x.shape[-1])
         return flat[self.rows(sample, len(flat)).to(x.device)]
+
+
+def items_of(batches: Sequence[Mapping[str, torch.Tensor]]) -> list[int]:
+    """What each batch holds: token ids, or images."""
+    counted = (batch.get("input_ids", next(iter(batch.values()))) for batch in batches)
+    return [held.numel() if held.dim() == TOKEN_IDS else len(held) for held in counted]
+
+
+def search_samples(tokens: Sequence[float], wanted: int, seed: int) -> list[int]:
+    """Calibration samples (batches) in random order until so many tokens are reached. tokens: of each."""
+    order = list(range(len(tokens)))
+    random.Random(seed).shuffle(order)
+    chosen, total = [], 0.0
+    for sample in order:
+        chosen.append(sample)
+        total += tokens[sample]
+        if total >= wanted:
+            break
+    return chosen

@@ -1,7 +1,5 @@
 """The walk: block by block, level by level, statistics, transforms, quantized layers; then on to the next block."""
 
-import copy
-import random
 import time
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,26 +11,24 @@ from torch import nn
 from channelwise.engine.embedding import quantize_embedding
 from channelwise.engine.experts import like_sites
 from channelwise.engine.fisher import output_importance
+from channelwise.engine.fit import asks_for_importance, head_to_quantize, left_as_it_is, taken_apart
 from channelwise.engine.hidden import HiddenStates, nowhere
 from channelwise.engine.keeping import InPlace, Keeper, KeepNothing, StageOutcome, Weights, loaded
 from channelwise.engine.phases import Phases
 from channelwise.engine.plan import Plan, SiteRecord, WalkRecord
-from channelwise.engine.sampling import TokenSampler
+from channelwise.engine.sampling import TokenSampler, items_of, search_samples
 from channelwise.engine.stage import Replacements, Stage, install, quantize_sites
-from channelwise.engine.tail import Tail, head_name, head_site
+from channelwise.engine.tail import Tail, head_site
 from channelwise.engine.world import ALONE, World
-from channelwise.errors import InputError, NotStreamableError, NumericalError
+from channelwise.errors import NotStreamableError, NumericalError
 from channelwise.methods.site import Importance
 from channelwise.model.attention import use_quantized_attention
-from channelwise.model.batches import is_causal
 from channelwise.model.blocks import BlockList, find_blocks
 from channelwise.model.calls import BlockCall, Captured, capture, kind_of
 from channelwise.model.experts import unfuse_experts
-from channelwise.model.linears import is_linear, linear_names, replace_module, weight_matrix
-from channelwise.model.routers import floating_weights
+from channelwise.model.linears import linear_names, replace_module
 from channelwise.model.sites import Site, discover_sites, hold_again
 from channelwise.model.ties import forget_ties
-from channelwise.model.towers import left_floating
 from channelwise.runtime.embedding import QuantizedEmbedding
 from channelwise.runtime.linear import QuantizedLinear
 
@@ -43,8 +39,6 @@ PROBE_SAMPLES = 2
 PROBE_TOKENS = 16
 SEARCH_COST = 8.0
 """How many times as much work a sample makes that searches look at, about: ranks shall have as many of them each."""
-TOKEN_IDS = 2
-"""Dimensions of token ids [batch, tokens]."""
 PROBE = -1
 """The number of the few tokens that sites are found with, among the samples."""
 
@@ -84,7 +78,7 @@ def quantize_model(
     started = time.perf_counter()
     around = surroundings or Surroundings()
     blocks = find_blocks(model)
-    floating = _left_floating(taken_apart(model) if around.weights.streamed else model, blocks, plan)
+    floating = left_as_it_is(taken_apart(model) if around.weights.streamed else model, blocks, plan)
     report = progress or (lambda label, done, total: None)
     names = (*blocks.names, "")
     stages = len(blocks.names) + (head_to_quantize(model, plan) is not None)
@@ -102,51 +96,6 @@ def quantize_model(
     records = tuple(record for outcome in outcomes for record in outcome.records)
     seconds = {phase: sum(outcome.seconds.get(phase, 0.0) for outcome in outcomes) for phase in Phases().seconds}
     return WalkRecord(records, time.perf_counter() - started, outcomes[-1].notes, seconds, floating)
-
-
-def taken_apart(skeleton: nn.Module) -> nn.Module:
-    """A model without weights as it will be quantized, its experts apart; the skeleton stays as its files are."""
-    twin = copy.deepcopy(skeleton)
-    unfuse_experts(twin)
-    return twin
-
-
-def _left_floating(model: nn.Module, blocks: BlockList, plan: Plan) -> tuple[str, ...]:
-    """Names of what the plan leaves as it is, before the walk. Raises InputError if it does not fit the model."""
-    check_plan(model, blocks, plan)
-    head = head_name(model)
-    kept_head = (head,) if head is not None and head_to_quantize(model, plan) is None else ()
-    within = []
-    for name, block in zip(blocks.names, blocks.modules(model), strict=True):
-        within += [f"{name}.{linear}" for linear in linear_names(block) if plan.excludes(f"{name}.{linear}")]
-        within += [f"{name}.{module}" for module in floating_weights(block)]
-    return (*within, *left_floating(model, blocks), *kept_head)
-
-
-def head_to_quantize(model: nn.Module, plan: Plan) -> str | None:
-    """The full name of the output layer, if the model has one and the plan does not leave it in floating point."""
-    name = head_name(model) if plan.head is not None else None
-    return None if name is None or plan.excludes(name) else name
-
-
-def check_plan(model: nn.Module, blocks: BlockList, plan: Plan) -> None:
-    """Raises InputError if every linear layer is excluded, or a group of the plan is wider than a layer."""
-    total = 0
-    for prefix, block in zip(blocks.names, blocks.modules(model), strict=True):
-        for name, module in block.named_modules():
-            full = f"{prefix}.{name}"
-            if not is_linear(module) or plan.excludes(full):
-                continue
-            total += 1
-            size = plan.weights.granularity.group_size
-            rows, columns = weight_matrix(module).shape
-            along = rows if plan.weights.granularity.kind == "column_group" else columns
-            if size is not None and size > along:
-                raise InputError(
-                    f"{full}: groups of {size} do not fit its {along} channels; choose a smaller group_size"
-                )
-    if total == 0:
-        raise InputError("the recipe's `exclude` leaves no linear layer to quantize; exclude less")
 
 
 class Walker:
@@ -178,8 +127,8 @@ class Walker:
             around.weights.load("")
         self.embedding: dict[str, float | str] | None = None
         self.tokens = self._count_tokens()
-        tokens = [self.tokens * items / sum(_items(batches)) for items in _items(batches)]
-        search = _search_samples(tokens, plan.search_tokens, seed)
+        tokens = [self.tokens * items / sum(items_of(batches)) for items in items_of(batches)]
+        search = search_samples(tokens, plan.search_tokens, seed)
         costs = [count * (SEARCH_COST if sample in search else 1.0) for sample, count in enumerate(tokens)]
         self.own = list(around.world.share(costs))
         self.search = [sample for sample in search if sample in self.own]
@@ -348,33 +297,9 @@ class Walker:
         )
 
 
-def _items(batches: Sequence[Batch]) -> list[int]:
-    """What each batch holds: token ids, or images."""
-    counted = (batch.get("input_ids", next(iter(batch.values()))) for batch in batches)
-    return [held.numel() if held.dim() == TOKEN_IDS else len(held) for held in counted]
-
-
-def _search_samples(tokens: Sequence[float], wanted: int, seed: int) -> list[int]:
-    """Calibration samples (batches) in random order until so many tokens are reached. tokens: of each."""
-    order = list(range(len(tokens)))
-    random.Random(seed).shuffle(order)
-    chosen, total = [], 0.0
-    for sample in order:
-        chosen.append(sample)
-        total += tokens[sample]
-        if total >= wanted:
-            break
-    return chosen
-
-
 def _quantized_embeddings(model: nn.Module) -> dict[str, nn.Module]:
     modules = model.named_modules(remove_duplicate=False)
     return {name: module for name, module in modules if isinstance(module, QuantizedEmbedding)}
-
-
-def asks_for_importance(model: nn.Module, plan: Plan) -> bool:
-    """Whether the plan weighs errors by gradients, which go through the whole model."""
-    return plan.objective == "fisher" or (plan.objective == "auto" and not is_causal(model))
 
 
 def _probe_batch(batch: Batch) -> Batch:

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from channelwise.engine.fit import check_plan
 from channelwise.engine.hooks import observed_inputs
 from channelwise.engine.plan import Plan, SiteRecord
 from channelwise.engine.sampling import TokenSampler
 from channelwise.engine.stage import Stage, quantize_sites
 from channelwise.engine.statistics import StatisticsBuilder
-from channelwise.engine.walk import check_plan
 from channelwise.evaluation.layer_errors import TOKENS, Forms, relative_errors
 from channelwise.evaluation.outliers import RangeFigures, SiteOutliers, few_tokens, range_figures, site_outliers
 from channelwise.evaluation.profile_schemes import plain_layers
