@@ -1,13 +1,16 @@
 """The program as a process of its own: its start, its interruption, its exit status."""
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from channelwise.cli import process
 from tests.cli import tiny
 
 PROGRAM = (sys.executable, "-m", "channelwise")
@@ -29,6 +32,21 @@ def test_importing_the_package_registers_the_plugin() -> None:
     code = "import channelwise; from transformers.quantizers import auto; print(*auto.AUTO_QUANTIZER_MAPPING)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "channelwise" in done.stdout.split()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no forked children")
+def test_a_forked_child_ends_by_a_signal_as_if_nothing_handled_it() -> None:
+    """Pools of worker processes are ended by SIGTERM, and waited for."""
+    with process._patient_interrupts():
+        child = os.fork()
+        if child == 0:
+            while True:
+                with contextlib.suppress(BaseException):
+                    time.sleep(60)
+        time.sleep(0.3)
+        os.kill(child, signal.SIGTERM)
+        _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGTERM
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no SIGINT for one process")

@@ -122,9 +122,15 @@ def _say(message: str, status: int) -> int:
 def _patient_interrupts() -> Iterator[None]:
     """Ctrl-C and SIGTERM raise KeyboardInterrupt; repeats within a second do not disturb the cleaning up."""
     last = -_REPEAT_SECONDS
+    owner = os.getpid()
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         nonlocal last
+        if os.getpid() != owner:
+            # A forked child (a library's pool of workers) ends as it would without us: whoever waits for it hangs else.
+            signal.signal(number, untouched[number])
+            os.kill(os.getpid(), number)
+            return
         now = time.monotonic()
         repeated, last = now - last < _REPEAT_SECONDS, now
         if not repeated:
