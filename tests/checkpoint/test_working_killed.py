@@ -33,26 +33,6 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[str, b
     return of
 
 
-def stop_behind(stage: int, error: BaseException | None = None) -> runs.Step:
-    def behind(index: int) -> None:
-        if index == stage:
-            raise error or KeyboardInterrupt
-
-    return behind
-
-
-@pytest.fixture
-def stopped(tmp_path: Path) -> Path:
-    """DIR of a run that was interrupted behind its second stage."""
-    with pytest.raises(KeyboardInterrupt):
-        walk(tmp_path / "out", behind=stop_behind(1))
-    return tmp_path / "out"
-
-
-def left(output: Path) -> Path:
-    return output.with_name(f".{output.name}.unfinished")
-
-
 @pytest.fixture(scope="module")
 def processes() -> ForkServerContext:
     """Processes by a fork of one that has everything imported, so that one begins at once."""
