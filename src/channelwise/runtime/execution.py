@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 
@@ -23,6 +23,15 @@ class Execution(Protocol):
 
     def sums(self, x: torch.Tensor) -> torch.Tensor | None:
         """Σ_k (code_k − zero_point) · weight_ok of whole numbers, int64 [tokens, out_features]; None without them."""
+        ...
+
+
+@runtime_checkable
+class PackedExecution(Execution, Protocol):
+    """An execution that keeps the weight itself, packed at its width."""
+
+    def stored_codes(self) -> torch.Tensor:
+        """The weight's codes as a checkpoint stores them, from 0 up, integers [out_features, in_features]."""
         ...
 
 

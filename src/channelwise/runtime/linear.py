@@ -11,7 +11,7 @@ from torch import nn
 from channelwise.numerics.quantizer import Parameters, decode
 from channelwise.numerics.transform import ChannelTransform
 from channelwise.runtime.encoding import encoder_of
-from channelwise.runtime.execution import Execution, LinearParts
+from channelwise.runtime.execution import Execution, LinearParts, PackedExecution
 from channelwise.runtime.layout import (
     buffer_layout,
     checked_exponents,
@@ -20,11 +20,10 @@ from channelwise.runtime.layout import (
     weight_parameters,
     weight_parts,
 )
-from channelwise.runtime.packed import Packed, PackedInteger
 from channelwise.runtime.packing import pack, unpack
 from channelwise.runtime.preparing import prepare
 from channelwise.runtime.scheme import LinearScheme
-from channelwise.runtime.sharing import SharedInput
+from channelwise.runtime.sharing import SharedInput, SharesCodes
 
 
 class QuantizedLinear(nn.Module):
@@ -138,7 +137,7 @@ class QuantizedLinear(nn.Module):
             result = self._prepared[1](flat)
         else:
             execution = self._execution()
-            if self.shared_input is not None and isinstance(execution, PackedInteger) and not x.is_inference():
+            if self.shared_input is not None and isinstance(execution, SharesCodes) and not x.is_inference():
                 codes = self.shared_input.bytes_of(x, lambda: execution.bytes_of(flat))
                 result = execution.product(codes, x.dtype)
             else:
@@ -188,14 +187,14 @@ class QuantizedLinear(nn.Module):
             self._prepared = None
 
     def keep_packed(self) -> None:
-        """Gives up the checkpoint's rows of codes for what the CPU's kernels read: memory then holds the weight once.
+        """Gives up the checkpoint's rows of codes for what the device's kernels read: memory then holds the weight once.
 
         Nothing happens where there are no kernels for the layer. Codes, state dicts and copies make the rows again.
         """
-        if self.weight_packed.device.type != "cpu" or self._is_in_panels:
+        if self.weight_packed.is_meta or self._is_in_panels:
             return
         execution = self._execution()
-        if isinstance(execution, Packed):
+        if isinstance(execution, PackedExecution):
             self.weight_packed = self.weight_packed.new_empty(self.out_features, 0)
             self._prepared = (tuple(self._buffers.values()), execution)
 
@@ -242,7 +241,7 @@ class QuantizedLinear(nn.Module):
         if not self._is_in_panels or self._prepared is None:
             return self.weight_packed
         execution = self._prepared[1]
-        assert isinstance(execution, Packed)
+        assert isinstance(execution, PackedExecution)
         return pack(execution.stored_codes(), self.scheme.weights.grid.bits)
 
     def _make_rows(self) -> None:
@@ -250,7 +249,8 @@ class QuantizedLinear(nn.Module):
         self.weight_packed, self._prepared, self.shared_input = self._rows(), None, None
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> "QuantizedLinear":
-        if self._is_in_panels and fn(self.weight_packed).device.type != "cpu":
+        moves = self._is_in_panels and fn(self.weight_packed).device != self.weight_packed.device
+        if moves:
             self._make_rows()
 
         def kept(tensor: torch.Tensor) -> torch.Tensor:
@@ -258,6 +258,8 @@ class QuantizedLinear(nn.Module):
             return result if result.dtype == tensor.dtype else tensor.to(result.device)
 
         super()._apply(kept, recurse)
+        if moves:
+            self.keep_packed()
         return self
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:

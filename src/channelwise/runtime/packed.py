@@ -25,7 +25,6 @@ from channelwise.runtime.cpu.weight_only import (
     PANEL_OUTPUTS,
     ROW_GROUP_UNIT,
     PairPanels,
-    code_table,
     pack_pairs,
     weight_only_product,
 )
@@ -33,6 +32,8 @@ from channelwise.runtime.encoding import StaticEncoder, TokenEncoder
 from channelwise.runtime.execution import Execution, LinearParts
 from channelwise.runtime.products import MAX_COLUMNS
 from channelwise.runtime.scheme import is_asymmetric
+from channelwise.runtime.sharing import SharesCodes
+from channelwise.runtime.tables import byte_table, code_table, largest_power
 from channelwise.runtime.whole import LARGEST_INT8, MIDDLE_OF_UINT8
 
 FEW_ROWS = 16
@@ -93,7 +94,7 @@ class WeightOnly:
 
 
 @dataclass(frozen=True)
-class PackedInteger:
+class PackedInteger(SharesCodes):
     """Inputs in bytes with a packed weight: what both kinds have in common.
 
     factor: what the sums are multiplied with, float32 [out_features]. table: the panels' value of every stored code,
@@ -108,10 +109,6 @@ class PackedInteger:
     offset: torch.Tensor | None
     operator: Any
     numbers: list[int]
-
-    def bytes_of(self, x: torch.Tensor) -> InputBytes:
-        """The codes of x [tokens, in_features], which layers with the same inputs may share."""
-        raise NotImplementedError
 
     def compiled(self, x: torch.Tensor) -> torch.Tensor:
         """The product for compiled code."""
@@ -157,7 +154,7 @@ class PackedStatic(PackedInteger):
     zero_point: int
 
     def bytes_of(self, x: torch.Tensor) -> InputBytes:
-        """See `PackedInteger`."""
+        """See `SharesCodes`."""
         codes, code_sums = static_bytes(_float(x), self.quantizer, self.panels.padded_columns)
         return InputBytes(codes, code_sums, None, self.zero_point)
 
@@ -178,7 +175,7 @@ class PackedToken(PackedInteger):
     encoder: TokenEncoder
 
     def bytes_of(self, x: torch.Tensor) -> InputBytes:
-        """See `PackedInteger`."""
+        """See `SharesCodes`."""
         return token_bytes(_float(x), self.encoder.transform, self.encoder.grid, self.panels.padded_columns)
 
     def compiled(self, x: torch.Tensor) -> torch.Tensor:
@@ -260,7 +257,7 @@ def _weight_only(parts: LinearParts) -> WeightOnly | None:
 
 def _in_groups(parts: LinearParts, encoder: StaticEncoder | TokenEncoder) -> PackedGroups | None:
     """For weights that have no scale per output channel alone, and inputs that are whole numbers of 22 bits."""
-    power = _largest_power(parts.input_exponent)
+    power = largest_power(parts.input_exponent)
     largest = max(largest_code(encoder.grid), 1) * 2**power
     if parts.scheme.weights.granularity.kind in ("tensor", "row") or largest > LARGEST_IN_FLOAT32:
         return None
@@ -285,23 +282,6 @@ def _is_wide_float(grid: Grid) -> bool:
     return isinstance(grid, FloatGrid) and grid.bits > WIDEST_FLOAT
 
 
-def _byte_table(grid: Grid) -> torch.Tensor | None:
-    """The whole number that every stored code stands for, int8 [2^bits]; None where they do not fit.
-
-    Those of a grid with a zero point are taken less half their range, which makes them signed.
-    """
-    values = code_table(grid)
-    if isinstance(grid, FloatGrid):
-        values = values / lattice_unit(grid)
-    elif not grid.symmetric:
-        values = values - 2 ** (grid.bits - 1)
-    if is_asymmetric(grid):
-        return values.to(torch.int8)
-    # No weight has the code behind the highest.
-    values[-1] = 0.0
-    return values.to(torch.int8) if float(values.abs().max()) <= LARGEST_INT8 else None
-
-
 def _stored_codes(panels: QuadPanels, table: torch.Tensor) -> torch.Tensor:
     """What `pack` had packed, int16 [out_features, in_features]: panels of 8 bits hold values instead of codes."""
     held = panels.codes()
@@ -311,11 +291,6 @@ def _stored_codes(panels: QuadPanels, table: torch.Tensor) -> torch.Tensor:
     used = table[:-1] if int(table[-1]) == 0 else table
     codes[used.long() + MIDDLE_OF_UINT8] = torch.arange(len(used), dtype=torch.int16)
     return codes[held.long() + MIDDLE_OF_UINT8]
-
-
-def _largest_power(exponents: torch.Tensor | None) -> int:
-    """How many powers of two lie between the input channels' exponents."""
-    return 0 if exponents is None or not exponents.numel() else int(exponents.max()) - int(exponents.min())
 
 
 def _static_zero_point(encoder: StaticEncoder | TokenEncoder) -> int | None:
@@ -331,10 +306,10 @@ def _static_zero_point(encoder: StaticEncoder | TokenEncoder) -> int | None:
 def _integer(parts: LinearParts, encoder: StaticEncoder | TokenEncoder) -> PackedStatic | PackedToken | None:
     """Where inputs and the weight's whole numbers fit into bytes, and the weight has a scale per output channel."""
     weights, columns, rows = parts.scheme.weights, parts.scheme.in_features, parts.scheme.out_features
-    table = _byte_table(weights.grid)
+    table = byte_table(weights.grid)
     if weights.granularity.kind not in ("tensor", "row") or table is None or columns > MAX_COLUMNS:
         return None
-    power = _largest_power(parts.input_exponent)
+    power = largest_power(parts.input_exponent)
     limit = 255 if is_asymmetric(encoder.grid) else LARGEST_INT8
     if power > LARGEST_POWER or largest_code(encoder.grid) * 2**power > limit:
         return None

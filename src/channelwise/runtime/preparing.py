@@ -13,6 +13,7 @@ from channelwise.runtime.execution import (
     StaticExecution,
     TokenExecution,
 )
+from channelwise.runtime.gpu import device
 from channelwise.runtime.packed import packed_execution
 from channelwise.runtime.planes import wide_product
 from channelwise.runtime.products import Product, best_product
@@ -25,7 +26,7 @@ def prepare(parts: LinearParts) -> Execution:
     scheme = parts.scheme
     steps = (parts.input_step, parts.input_zero_point, parts.input_exponent)
     encoder = encoder_of(scheme.inputs, parts.transform, *steps)
-    packed = packed_execution(parts, encoder)
+    packed = _on_gpu(parts, encoder) or packed_execution(parts, encoder)
     if packed is not None:
         return packed
     whole = None if encoder is None else _whole_product(parts, encoder)
@@ -35,6 +36,15 @@ def prepare(parts: LinearParts) -> Execution:
     if isinstance(encoder, StaticEncoder):
         return _static(encoder, *whole, parts.bias)
     return _per_token(encoder, *whole, parts.bias)
+
+
+def _on_gpu(parts: LinearParts, encoder: StaticEncoder | TokenEncoder | None) -> Execution | None:
+    if not device.available(parts.packed.device):
+        return None
+    # Triton is imported for GPUs only: it takes time, and need not be there.
+    from channelwise.runtime.gpu.executions import gpu_execution
+
+    return gpu_execution(parts, encoder)
 
 
 def _whole_product(parts: LinearParts, encoder: StaticEncoder | TokenEncoder) -> tuple[Product, WholeWeight] | None:

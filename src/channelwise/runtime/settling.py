@@ -1,4 +1,4 @@
-"""A loaded model made ready for the CPU's kernels: weights in panels alone, inputs of neighbouring layers shared."""
+"""A loaded model made ready for its device's kernels: weights packed for them alone, inputs of neighbours shared."""
 
 import torch
 from torch import nn
@@ -10,7 +10,7 @@ from channelwise.runtime.sharing import SharedInput
 def settle(model: nn.Module) -> None:
     """Lets every layer keep its weight as the kernels read it, and neighbours share their input's codes.
 
-    Nothing happens to layers without kernels, on other devices than the CPU say.
+    Nothing happens to layers without kernels. A layer that moves to another device is made ready for that one's.
     """
     for module in model.modules():
         if isinstance(module, QuantizedLinear):

@@ -2,10 +2,21 @@
 
 import weakref
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
-from channelwise.runtime.cpu.quantize import InputBytes
+
+class SharesCodes:
+    """An execution in two steps: the codes of its input, which others may share, and the product with them."""
+
+    def bytes_of(self, x: torch.Tensor) -> Any:
+        """The codes of x [tokens, in_features], with what belongs to them."""
+        raise NotImplementedError
+
+    def product(self, inputs: Any, dtype: torch.dtype) -> torch.Tensor:
+        """The layer's output [tokens, out_features] for codes that are there already."""
+        raise NotImplementedError
 
 
 class SharedInput:
@@ -13,9 +24,9 @@ class SharedInput:
 
     def __init__(self) -> None:
         """Nothing seen yet."""
-        self._last: tuple[weakref.ref[torch.Tensor], int, InputBytes] | None = None
+        self._last: tuple[weakref.ref[torch.Tensor], int, Any] | None = None
 
-    def bytes_of(self, x: torch.Tensor, find: Callable[[], InputBytes]) -> InputBytes:
+    def bytes_of(self, x: torch.Tensor, find: Callable[[], Any]) -> Any:
         """The codes of x, found anew unless they are those of the same tensor, unchanged."""
         last = self._last
         if last is not None and last[0]() is x and last[1] == x._version:

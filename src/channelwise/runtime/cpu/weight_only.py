@@ -106,18 +106,6 @@ class PairPanels:
         return codes
 
 
-def code_table(grid: Grid) -> torch.Tensor:
-    """The lattice value of every code as a checkpoint stores it (from 0 up), float32 [2^bits].
-
-    The code after the highest, where there is one, continues an integer grid and is 0 of a floating-point grid.
-    """
-    codes = torch.arange(2**grid.bits, dtype=torch.float32) + grid.lowest
-    if not isinstance(grid, FloatGrid):
-        return codes
-    values = torch.cat([grid.positive_values().float(), torch.zeros(1)])
-    return torch.sign(codes) * values[codes.abs().long()]
-
-
 def pack_pairs(
     packed: torch.Tensor,
     bits: int,

@@ -1,0 +1,196 @@
+"""Products of floating-point inputs with packed weights on the GPU, scales along rows or down columns."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import triton
+
+from channelwise.numerics.granularity import Granularity
+from channelwise.numerics.quantizer import Parameters
+from channelwise.numerics.transform import ChannelTransform
+from channelwise.runtime.gpu.kernels import weight_only as kernels
+from channelwise.runtime.gpu.layout import NARROWEST, PANEL_OUTPUTS, PLACES, STRANDS, WIDTHS, Strands, pack_strands
+from channelwise.runtime.gpu.tiles import Tiles, tiles_of_digits
+
+MOST_FUSED, MOST_FUSED_DOWN = 256, 64
+"""Beyond so many tokens it takes less time to make the weight a matrix first; down columns every group of outputs has
+numbers of its own."""
+
+DIGITS = {torch.bfloat16: 2, torch.float16: 2, torch.float32: 3}
+"""Of base 256, signed, that an input of a dtype is made."""
+
+LARGEST_NUMBER = {2: 127 * 257, 3: 2**22}
+"""By digits: the largest whole number; three would hold more, but float32 rounds to whole numbers up to 2^22 only."""
+
+REACH = {2: 14, 3: 21}
+"""By digits: how many binary places below that of the largest input the step lies."""
+
+MATRIX_OUTPUTS = 64
+
+WHOLE = 2**30
+"""The size of a group that holds a whole row or column."""
+
+PIECES = {torch.bfloat16: 1, torch.float16: 2, torch.float32: 3}
+"""bfloat16 numbers whose sum is a number of a dtype."""
+
+TRANSFORMED_PIECES = {torch.bfloat16: 2, torch.float16: 2, torch.float32: 3}
+"""The same after a transform or the scales of columns, up to 2^-17 of inputs of 16 bits."""
+
+
+@dataclass(frozen=True)
+class NumberWeight:
+    """A weight [outputs, columns] for products with floating-point inputs: value = (code − zero) · scale.
+
+    strands: the codes. scale, zero: along rows [groups, outputs], one for `group` columns, down columns [groups,
+    columns], one for `group` outputs; zero int8 or None, then `centre` is taken off every code. exponent_bits: those
+    of the floating-point grid that codes of 4 bits are looked up on, else 0.
+    """
+
+    strands: Strands
+    scale: torch.Tensor
+    zero: torch.Tensor | None
+    group: int
+    down: bool
+    centre: int
+    exponent_bits: int
+
+    @property
+    def together(self) -> int:
+        """Strands of a span: those whose sums are scaled together."""
+        strands = STRANDS[self.strands.bits]
+        return strands if self.down else min(strands, self.group // self.strands.width)
+
+    @property
+    def span(self) -> int:
+        """Columns of a span."""
+        return self.together * self.strands.width
+
+
+def strand_width(bits: int, outputs: int, columns: int, granularity: Granularity) -> int | None:
+    """The columns of a strand for groups of this kind; None where the groups fit no strands, or no tiles."""
+    widest = WIDTHS[bits]
+    size = granularity.group_size or 0
+    if granularity.kind == "row_group" and size < columns:
+        width = math.gcd(size, widest)
+        block = width * STRANDS[bits]
+        # Sums are scaled at the end of strands, so a block holds whole groups or a group whole blocks.
+        return width if width >= NARROWEST and (size % block == 0 or block % size == 0) else None
+    if granularity.kind == "column_group" and size < outputs and size % PANEL_OUTPUTS:
+        return None
+    return widest
+
+
+def pack_numbers(
+    codes: torch.Tensor, bits: int, parameters: Parameters, granularity: Granularity, centre: int, exponent_bits: int = 0
+) -> NumberWeight | None:
+    """codes: integers [outputs, columns], 0 … 2^bits − 1, with 8 bits −128 … 127; centre: see `NumberWeight`.
+
+    parameters: of the granularity; their zero points count as the codes do. None where the groups fit no strands.
+    """
+    outputs, columns = codes.shape
+    width = strand_width(bits, outputs, columns, granularity)
+    if width is None:
+        return None
+    down = granularity.kind in ("column", "column_group")
+    size = granularity.group_size or (outputs if down else columns)
+    whole = outputs if down else columns
+
+    def in_order(part: torch.Tensor) -> torch.Tensor:
+        return part.contiguous() if down else part.expand(outputs, -1).t().contiguous()
+
+    zero = None if parameters.zero_point is None else in_order(parameters.zero_point.to(torch.int8))
+    group = WHOLE if size >= whole else size
+    return NumberWeight(
+        pack_strands(codes, bits, width), in_order(_stored_scale(parameters.scale)), zero, group, down, centre,
+        exponent_bits,
+    )  # fmt: skip
+
+
+def weight_only_product(
+    x: torch.Tensor,
+    weight: NumberWeight,
+    bias: torch.Tensor | None,
+    transform: ChannelTransform,
+    dtype: torch.dtype,
+    digits: int | None = None,
+    tiles: Tiles | None = None,
+) -> torch.Tensor:
+    """transform(x) · Ŵᵀ + bias, [tokens, outputs] in `dtype`.
+
+    x: float32, bfloat16 or float16 [tokens, columns], columns next to each other. bias: float32 [outputs] or None.
+    digits: of an input, None for those of its dtype. What is lost is at most 1.0041 · 2^-15 (three digits: 2^-22) of
+    the largest input of a span, after the transform and the scales of columns; and with more tokens than `MOST_FUSED`,
+    where the weight is rounded to the dtype of x instead.
+    """
+    tokens, outputs = x.shape[0], weight.strands.outputs
+    if tokens > (MOST_FUSED_DOWN if weight.down else MOST_FUSED) and tiles is None:
+        return _through_matrix(x, weight, bias, transform, dtype)
+    y = torch.empty(tokens, outputs, dtype=dtype, device=x.device)
+    if y.numel() == 0:
+        return y
+    tiles = tiles or tiles_of_digits(tokens, outputs, weight.group if weight.down else None)
+    count = digits or DIGITS[x.dtype]
+    grid = (triton.cdiv(outputs, tiles.outputs), triton.cdiv(tokens, tiles.tokens))
+    kernels.product_of_digits[grid](
+        *_digits(x, weight, transform, count), weight.strands.data, y, weight.scale, weight.zero, bias, tokens,
+        **_constants(weight), TOGETHER=weight.together, DIGITS=count, TOKENS=tiles.tokens, OUTPUT_TILE=tiles.outputs,
+        num_warps=tiles.warps, num_stages=tiles.stages,
+    )  # fmt: skip
+    return y
+
+
+def _digits(
+    x: torch.Tensor, weight: NumberWeight, transform: ChannelTransform, count: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Inputs as whole numbers: their digits, the value of 1, and their sums, weighed by zero points down columns."""
+    tokens, strands = x.shape[0], weight.strands
+    groups = len(weight.scale) if weight.down else 1
+    spans = strands.padded_columns // weight.span
+    digits = torch.empty(groups, count, tokens, strands.padded_columns, dtype=torch.int8, device=x.device)
+    step, weighed = torch.empty(2, groups, tokens, spans, device=x.device)
+    kernels.whole_numbers[(spans, tokens, groups)](
+        x, transform.shift, transform.scale, weight.scale if weight.down else None, weight.zero if weight.down else None,
+        digits, step, weighed, tokens, x.stride(0), COLUMNS=strands.columns, SPANS=spans, SPAN=weight.span, DIGITS=count,
+        REACH=REACH[count], LARGEST=float(LARGEST_NUMBER[count]), num_warps=1, enable_fp_fusion=False,
+    )  # fmt: skip
+    return digits, step, weighed
+
+
+def weight_matrix(weight: NumberWeight, dtype: torch.dtype) -> torch.Tensor:
+    """The weight [outputs, columns], rounded once from float32 to `dtype`."""
+    outputs, columns = weight.strands.outputs, weight.strands.columns
+    matrix = torch.empty(outputs, columns, dtype=dtype, device=weight.strands.data.device)
+    if matrix.numel():
+        grid = (triton.cdiv(outputs, MATRIX_OUTPUTS), weight.strands.data.shape[1])
+        kernels.matrix[grid](
+            weight.strands.data, matrix, weight.scale, weight.zero, **_constants(weight), OUTPUT_TILE=MATRIX_OUTPUTS
+        )
+    return matrix
+
+
+def _through_matrix(
+    x: torch.Tensor,
+    weight: NumberWeight,
+    bias: torch.Tensor | None,
+    transform: ChannelTransform,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    values = x if transform.is_identity else transform.apply(x.float()).to(x.dtype)
+    added = None if bias is None else bias.to(x.dtype)
+    return torch.nn.functional.linear(values, weight_matrix(weight, x.dtype), added).to(dtype)
+
+
+def _constants(weight: NumberWeight) -> dict[str, int | bool]:
+    strands = weight.strands
+    return {
+        "OUTPUTS": strands.outputs, "COLUMNS": strands.columns, "BLOCKS": strands.data.shape[1], "BITS": strands.bits,
+        "EXPONENT_BITS": weight.exponent_bits, "CENTRE": weight.centre, "GROUP": weight.group, "DOWN": weight.down,
+        "STRANDS": STRANDS[strands.bits], "PLACES": PLACES[strands.bits], "WIDTH": strands.width,
+    }  # fmt: skip
+
+
+def _stored_scale(scale: torch.Tensor) -> torch.Tensor:
+    """In 16 bits where they hold it, as scales of groups are stored."""
+    half = scale.to(torch.float16)
+    return half if torch.equal(half.float(), scale.float()) else scale.float()
