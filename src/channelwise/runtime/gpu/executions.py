@@ -317,4 +317,6 @@ def _groups(parts: LinearParts, encoder: StaticEncoder | TokenEncoder) -> Groups
         return None
     largest = max(largest_code(encoder.grid), 1) * 2 ** largest_power(parts.input_exponent)
     exact = [digits for digits, limit in LARGEST_NUMBER.items() if largest <= limit]
-    return Groups(whole, parts.bias, encoder, min(exact)) if exact else None
+    # Down columns numbers are multiplied by scales first, and are whole no more.
+    digits = max(LARGEST_NUMBER) if whole.weight.down else min(exact, default=0)
+    return Groups(whole, parts.bias, encoder, digits) if exact else None

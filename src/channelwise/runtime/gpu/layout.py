@@ -29,7 +29,7 @@ PLACES = {8: 1, 6: 3, 4: 1, 3: 3, 2: 1}
 """How many bytes they share."""
 
 WIDTHS = {8: 128, 6: 32, 4: 64, 3: 32, 2: 32}
-"""Columns of a strand where nothing asks for less."""
+"""Columns of a strand for integer products, where blocks of more columns would only fill up more."""
 
 NARROWEST = 32
 """Columns of a strand at least: what the tensor cores multiply at once in bytes."""

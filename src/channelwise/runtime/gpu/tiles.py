@@ -45,7 +45,7 @@ def candidates(kind: str) -> tuple[Tiles, ...]:
         return tuple(
             Tiles(outputs, tokens, 128, warps, stages)
             for outputs, warps in sizes
-            for tokens in (16, 32, 64)
+            for tokens in (8, 16, 32, 64)
             for stages in (3, 4, 6)
         )
     raise ValueError(f"no products of {kind!r}: there are bytes, strands and digits")
@@ -73,7 +73,7 @@ def tiles_of_digits(tokens: int, outputs: int, group_outputs: int | None) -> Til
     if group_outputs is not None:
         # A program's inputs are multiplied by the scales of one group.
         size = min(size, group_outputs & -group_outputs)
-    return Tiles(size, min(_power_of_two(tokens), FEW_TOKENS), 128, max(1, size // 16), 4)
+    return Tiles(size, min(_power_of_two(tokens, 8), FEW_TOKENS), 128, max(1, size // 16), 4)
 
 
 def rounding_block(padded: int) -> tuple[int, int]:
@@ -90,6 +90,6 @@ def _narrow(outputs: int, largest: int) -> int:
     return size
 
 
-def _power_of_two(number: int) -> int:
-    """The smallest power of two from `number` up, 16 at least."""
-    return max(16, 1 << (number - 1).bit_length())
+def _power_of_two(number: int, smallest: int = 16) -> int:
+    """The smallest power of two from `number` up."""
+    return max(smallest, 1 << (number - 1).bit_length())

@@ -10,8 +10,11 @@ from channelwise.numerics.granularity import Granularity
 from channelwise.numerics.quantizer import Parameters
 from channelwise.numerics.transform import ChannelTransform
 from channelwise.runtime.gpu.kernels import weight_only as kernels
-from channelwise.runtime.gpu.layout import NARROWEST, PANEL_OUTPUTS, PLACES, STRANDS, WIDTHS, Strands, pack_strands
+from channelwise.runtime.gpu.layout import NARROWEST, PANEL_OUTPUTS, PLACES, STRANDS, Strands, pack_strands
 from channelwise.runtime.gpu.tiles import Tiles, tiles_of_digits
+
+WIDTHS = {8: 128, 6: 64, 4: 128, 3: 32, 2: 64}
+"""Columns of a strand where groups do not ask for less: 128 or 256 in a block."""
 
 MOST_FUSED, MOST_FUSED_DOWN = 256, 64
 """Beyond so many tokens it takes less time to make the weight a matrix first; down columns every group of outputs has

@@ -89,13 +89,20 @@ def product_of_digits(
         for part in tl.static_range(STRANDS // TOGETHER):
             first = block * STRANDS + part * TOGETHER
             numbers = tl.zeros([OUTPUT_TILE, TOKENS], tl.float32)
+            sums = tl.zeros([OUTPUT_TILE, TOKENS], tl.int32)
             for digit in tl.static_range(DIGITS):
-                sums = tl.zeros([OUTPUT_TILE, TOKENS], tl.int32)
                 for strand in tl.static_range(TOGETHER):
                     right = tl.load(inputs + digit * next_digit + (first + strand) * WIDTH, mask=asked, other=0)
                     left = values(packed, second, third, BITS, EXPONENT_BITS, part * TOGETHER + strand)
                     sums = tl.dot(left, right, sums, out_dtype=tl.int32)
-                numbers = numbers * 256.0 + sums.to(tl.float32)
+                if DIGITS == 2 and digit == 0:
+                    # Sums of numbers of two digits over a span are int32, too.
+                    sums *= 256
+                elif DIGITS > 2:
+                    numbers = numbers * 256.0 + sums.to(tl.float32)
+                    sums = tl.zeros([OUTPUT_TILE, TOKENS], tl.int32)
+            if DIGITS <= 2:
+                numbers = sums.to(tl.float32)
             span = first // TOGETHER
             group = first * WIDTH // GROUP
             # The last block may be filled up beyond the last group.

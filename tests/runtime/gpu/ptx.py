@@ -1,0 +1,37 @@
+"""The few instructions of PTX that the kernels use, on numbers of 32 bits (PTX ISA, logic and prmt)."""
+
+import re
+from collections.abc import Callable
+
+WORD = 0xFFFFFFFF
+
+
+def prmt(low: int, high: int, selector: int) -> int:
+    """Four of the eight bytes of two words, each picked by a digit of the selector (bit 3 is not used here)."""
+    assert selector & 0x8888 == 0
+    bytes_ = [(word >> (8 * place)) & 0xFF for word in (low, high) for place in range(4)]
+    return sum(bytes_[(selector >> (4 * place)) & 7] << (8 * place) for place in range(4))
+
+
+INSTRUCTIONS: dict[str, Callable[..., int]] = {
+    "mov.b32": lambda a: a,
+    "and.b32": lambda a, b: a & b,
+    "or.b32": lambda a, b: a | b,
+    "shr.b32": lambda a, b: a >> b,
+    "shr.u32": lambda a, b: a >> b,
+    "shl.b32": lambda a, b: (a << b) & WORD,
+    "prmt.b32": prmt,
+}
+
+
+def run(code: str, *inputs: int) -> int:
+    """What the code leaves in $0 when $1, $2, … hold the inputs."""
+    registers = {f"${place}": value for place, value in enumerate(inputs, 1)}
+    for statement in re.sub(r"[{}]|\.reg[^;]*;", "", code).split(";"):
+        if not statement.strip():
+            continue
+        name, arguments = statement.split(maxsplit=1)
+        target, *sources = (part.strip() for part in arguments.split(","))
+        values = [registers[source] if source in registers else int(source, 0) for source in sources]
+        registers[target] = INSTRUCTIONS[name](*values) & WORD
+    return registers["$0"]
