@@ -5,7 +5,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-
 from devices import Device
 from timing import Call, Turn
 

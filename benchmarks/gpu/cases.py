@@ -9,11 +9,10 @@ from functools import partial
 from typing import Any
 
 import torch
-from kinds import Kind, random_layer
-from torch.nn import functional
-
 from devices import CACHES, Device
+from kinds import Kind, random_layer
 from timing import Timing, Turn, relative_error
+from torch.nn import functional
 
 BASELINE = "bf16"
 

@@ -10,6 +10,7 @@ take turns, in an order drawn anew in every round; figures are medians with quar
 
 import argparse
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from bandwidth import copier, readers
@@ -36,9 +37,7 @@ class Ceiling:
 @torch.no_grad()
 def ceilings(device: Device, size: int) -> dict[str, Ceiling]:
     """By name."""
-    found = {
-        f"read, {stream.name}": Ceiling(stream.turn, stream.bytes, "GB/s", 1e9) for stream in readers(device)
-    }
+    found = {f"read, {stream.name}": Ceiling(stream.turn, stream.bytes, "GB/s", 1e9) for stream in readers(device)}
     copy, operations = copier(device), 2.0 * size**3
     found["copy, read + write"] = Ceiling(copy.turn, copy.bytes, "GB/s", 1e9)
     found["bf16 matmul"] = Ceiling(_matmul(device, size), operations, "TFLOP/s", 1e12)
@@ -48,13 +47,13 @@ def ceilings(device: Device, size: int) -> dict[str, Ceiling]:
 
 def _matmul(device: Device, size: int) -> Turn:
     matrices = [torch.randn(size, size, device=device.name).to(torch.bfloat16) for _ in range(MATRICES)]
-    return device.turn([lambda a=a, b=b: a @ b.t() for a, b in _pairs(matrices)])
+    return device.turn([partial(torch.matmul, one, other.t()) for one, other in _pairs(matrices)])
 
 
 def _int8_matmul(device: Device, size: int) -> Turn:
     shape = (size, size)
     matrices = [torch.randint(-127, 128, shape, dtype=torch.int8, device=device.name) for _ in range(MATRICES)]
-    return device.turn([lambda a=a, b=b: torch._int_mm(a, b.t()) for a, b in _pairs(matrices)])
+    return device.turn([partial(torch._int_mm, one, other.t()) for one, other in _pairs(matrices)])
 
 
 def _pairs(matrices: list[torch.Tensor]) -> list[tuple[torch.Tensor, torch.Tensor]]:

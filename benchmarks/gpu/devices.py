@@ -11,17 +11,16 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Protocol
 
 import torch
-
 from timing import Call, Timing, Turn, nothing, shuffled_rounds
+from versions import driver, installed
 
 LEAST_TURN = 1e-3
 """Seconds: shorter graphs are replayed several times in a turn."""
 
-AHEAD = 1_000_000
+AHEAD = 2_000_000
 """Clock cycles that the GPU waits before a turn, while the turn is queued: no launch is timed."""
 
 CACHES = 4
@@ -87,10 +86,10 @@ class Gpu:
         properties = torch.cuda.get_device_properties(0)
         return {
             "device": properties.name,
-            "driver": _driver(),
+            "driver": driver(),
             "cuda": torch.version.cuda,
             "torch": torch.__version__,
-            "triton": _version("triton"),
+            "triton": installed("triton"),
             "multiprocessors": properties.multi_processor_count,
             "cache_bytes": self.cache_bytes,
         }
@@ -159,7 +158,7 @@ class Cpu:
 
     def about(self) -> dict[str, Any]:
         """See `Device`."""
-        return {"device": f"dry run on {platform.machine()}", "torch": torch.__version__, "triton": _version("triton")}
+        return {"device": f"dry run on {platform.machine()}", "torch": torch.__version__, "triton": installed("triton")}
 
     def held(self) -> int:
         """See `Device`."""
@@ -189,19 +188,3 @@ def _all(calls: Sequence[Call]) -> torch.Tensor:
 
 def _repeated(run: Call, times: int) -> Call:
     return run if times == 1 else lambda: _all([run] * times)
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "none"
-
-
-def _driver() -> str:
-    """The NVIDIA driver's version as the kernel module tells it."""
-    try:
-        with open("/sys/module/nvidia/version") as file:
-            return file.read().strip()
-    except OSError:
-        return "unknown"

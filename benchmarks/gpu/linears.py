@@ -16,7 +16,19 @@ A shape is out_features x in_features. aim: what × bf16 is meant to be at least
 import argparse
 
 import torch
-from cases import BASELINE, Figures, Product, Shape, bf16_product, how, measured, our_product, shapes_of, tokens_of, wrong
+from cases import (
+    BASELINE,
+    Figures,
+    Product,
+    Shape,
+    bf16_product,
+    how,
+    measured,
+    our_product,
+    shapes_of,
+    tokens_of,
+    wrong,
+)
 from devices import Device, device_of
 from kinds import QUANTIZED_INPUTS
 from tables import Findings, chosen, parser_of
@@ -48,7 +60,7 @@ def add(found: dict[str, Figures], shape: Shape, tokens: int, findings: Findings
         )
         line = wrong(name, shape, tokens, figures)
         if line is not None:
-            findings.notes.append(line)
+            findings.fault(line)
 
 
 def measure(asked: argparse.Namespace, device: Device, findings: Findings) -> None:
@@ -67,7 +79,7 @@ def measure(asked: argparse.Namespace, device: Device, findings: Findings) -> No
 
 def main() -> None:
     """Prints one table."""
-    parser = parser_of(__doc__, seconds=2.0)
+    parser = parser_of(__doc__, seconds=1.0)
     parser.add_argument("--shapes", help="out x in, such as 4096x4096,28672x8192")
     parser.add_argument("--tokens", help=f"default {TOKENS}")
     parser.add_argument("--kinds", help=f"of {', '.join(QUANTIZED_INPUTS)}")

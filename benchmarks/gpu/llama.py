@@ -13,19 +13,21 @@ of activations in bfloat16 fall differently and grow from block to block.
 
 All linear layers of the blocks are ours (models.py), with random codes; embedding, norms and output layer stay in
 bfloat16 and are shared. Layers with the same input share its codes. GB are those of a checkpoint: of the blocks' linear
-layers, and of all weights; `held` is what one model's tensors take on the GPU; what is shared counts with bfloat16. --compile lets
-torch.compile have the models first.
+layers, and of all weights; `held` is what one model's tensors take on the GPU; what is shared counts with bfloat16.
+--compile lets torch.compile have the models first.
 
 The aims: prefill with W8A8 at 1.48 ×, its weights at most 0.52 of bfloat16's; decoding with W4 at 2.5 ×. A cell that
 has an aim ends in ✓ or ✗.
 """
 
 import argparse
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from devices import Device, device_of
 from models import RECIPES, SIZES, by_definition, linear_bytes, model_bytes, random_llama
-from phases import Decoding, Phase, Prefill
+from phases import Decoding, Phase, Prefill, Runs
 from tables import Findings, chosen, parser_of
 from timing import Timing, Turn, relative_error
 from transformers import LlamaForCausalLM
@@ -58,23 +60,58 @@ def built(asked: argparse.Namespace, device: Device) -> tuple[dict[str, LlamaFor
     return models, held
 
 
-def times_of(
-    phase: Phase, models: dict[str, LlamaForCausalLM], asked: argparse.Namespace, device: Device
-) -> tuple[dict[str, Timing], dict[str, float], dict[str, bool]]:
-    """Times of one call, errors, and whether calls were captured, by model."""
+@dataclass(frozen=True)
+class Measured:
+    """By model: times of one call, errors where they were asked for, and whether the calls were captured."""
+
+    phase: str
+    times: dict[str, Timing]
+    errors: dict[str, float]
+    captured: dict[str, bool]
+
+
+def measured(
+    name: str, phase: Phase, models: dict[str, LlamaForCausalLM], asked: argparse.Namespace, device: Device
+) -> Measured:
+    """All models in one phase."""
     turns: dict[str, Turn] = {}
     errors: dict[str, float] = {}
-    for name, model in models.items():
+    for model_name, model in models.items():
         runs = phase.of(model)
-        if not asked.no_check:
-            with by_definition():
-                runs.before()
-                exact = [call() for call in runs.calls][-1].double()
-        called = phase.of(torch.compile(model, dynamic=False)) if asked.compile else runs
-        turns[name] = device.turn(called.calls, called.before)
-        errors[name] = float("nan") if asked.no_check else relative_error(turns[name].poisoned(), exact)
+        exact = None if asked.no_check else _by_definition(runs)
+        if asked.compile:
+            runs = phase.of(torch.compile(model, dynamic=False))
+        turns[model_name] = device.turn(runs.calls, runs.before)
+        if exact is not None:
+            errors[model_name] = relative_error(turns[model_name].poisoned(), exact)
     times = device.times(turns, asked.rounds, asked.seconds)
-    return times, errors, {name: turn.captured for name, turn in turns.items()}
+    return Measured(name, times, errors, {name: turn.captured for name, turn in turns.items()})
+
+
+def _by_definition(runs: Runs) -> torch.Tensor:
+    """The last call's logits, float64, from layers of ours that compute in float64."""
+    with by_definition():
+        runs.before()
+        return [call() for call in runs.calls][-1].double()
+
+
+def speed_cells(name: str, measured: Measured, tokens: int) -> tuple[list[str], dict[str, Any]]:
+    """The cells and figures of a model in a phase whose calls handle so many tokens."""
+    timing = measured.times[name]
+    ratio, speed = measured.times[FLOATING].median / timing.median, tokens / timing.median
+    aim = LEAST_SPEEDS.get(name, {}).get(measured.phase)
+    mark = "" if aim is None else " ✓" if ratio >= aim else " ✗"
+    error = measured.errors.get(name)
+    figures = {"tokens_s": speed, "speed_over_bf16": ratio, "error": error, "captured": measured.captured[name]}
+    cells = [f"{speed:,.0f}", f"{ratio:.2f}{mark}", "" if error is None else f"{error:.1g}"]
+    return cells, {**timing.to_dict(), **figures}
+
+
+def byte_cells(name: str, bytes_: int, floating: int) -> list[str]:
+    """Gigabytes of a model, and their share of bfloat16's."""
+    share, most = bytes_ / floating, MOST_BYTES.get(name)
+    mark = "" if most is None else " ✓" if share <= most else " ✗"
+    return [f"{bytes_ / 1e9:.3f}", f"{share:.3f}{mark}"]
 
 
 @torch.no_grad()
@@ -85,27 +122,18 @@ def measure(asked: argparse.Namespace, device: Device, findings: Findings) -> No
         "prefill": Prefill(asked.batch, asked.prompt, device.name),
         "decode": Decoding(asked.context, asked.steps, device.name),
     }
-    found = {name: times_of(phase, models, asked, device) for name, phase in phases.items()}
+    found = [measured(name, phase, models, asked, device) for name, phase in phases.items()]
+    floating = models[FLOATING]
     for name, model in models.items():
-        cells, entry = [name], {"model": name, "held_bytes": held[name]}
-        for phase_name, (times, errors, captured) in found.items():
-            ratio = times[FLOATING].median / times[name].median
-            speed, aim = phases[phase_name].tokens / times[name].median, LEAST_SPEEDS.get(name, {}).get(phase_name)
-            mark = "" if aim is None else " ✓" if ratio >= aim else " ✗"
-            cells += [f"{speed:,.0f}", f"{ratio:.2f}{mark}", f"{errors[name]:.1g}"]
-            entry[phase_name] = {
-                **times[name].to_dict(),
-                "tokens_s": speed,
-                "speed_over_bf16": ratio,
-                "error": errors[name],
-                "captured": captured[name],
-            }
-        for kind, count in (("linear_bytes", linear_bytes), ("model_bytes", model_bytes)):
-            bytes_, share = count(model), count(model) / count(models[FLOATING])
-            most = MOST_BYTES.get(name)
-            cells += [f"{bytes_ / 1e9:.3f}", f"{share:.3f}{'' if most is None else ' ✓' if share <= most else ' ✗'}"]
-            entry[kind] = bytes_
-        captured = all(captured[name] for _, _, captured in found.values())
+        entry: dict[str, Any] = {"model": name, "held_bytes": held[name]}
+        cells = [name]
+        for each in found:
+            more, entry[each.phase] = speed_cells(name, each, phases[each.phase].tokens)
+            cells += more
+        entry |= {"linear_bytes": linear_bytes(model), "model_bytes": model_bytes(model)}
+        cells += byte_cells(name, entry["linear_bytes"], linear_bytes(floating))
+        cells += byte_cells(name, entry["model_bytes"], model_bytes(floating))
+        captured = all(each.captured[name] for each in found)
         findings.add([*cells, f"{held[name] / 1e9:.3f}", "graph" if captured else "calls"], entry)
 
 
@@ -135,7 +163,8 @@ def main() -> None:
     torch.manual_seed(0)
     torch._dynamo.config.recompile_limit = RECOMPILATIONS
     device = device_of(asked.device)
-    title = f"Llama {asked.size}, {asked.blocks or SIZES[asked.size].blocks} blocks{', compiled' if asked.compile else ''}; "
+    title = f"Llama {asked.size}, {asked.blocks or SIZES[asked.size].blocks} blocks; "
+    title += "compiled; " if asked.compile else ""
     title += f"prefill of {asked.batch} × {asked.prompt}; decoding at {asked.context}"
     findings = Findings(device.about(), asked, title, HEADINGS)
     findings.told(lambda: measure(asked, device, findings))

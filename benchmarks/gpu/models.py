@@ -54,7 +54,12 @@ RECIPES = {
 
 @torch.no_grad()
 def random_llama(
-    size: Size, blocks: int, positions: int, device: str, recipe: Recipe | None = None, head: LlamaForCausalLM | None = None
+    size: Size,
+    blocks: int,
+    positions: int,
+    device: str,
+    recipe: Recipe | None = None,
+    head: LlamaForCausalLM | None = None,
 ) -> LlamaForCausalLM:
     """A model in bfloat16 with so many blocks, with a recipe with our layers in them.
 
@@ -70,7 +75,6 @@ def random_llama(
         max_position_embeddings=positions,
         tie_word_embeddings=False,
         dtype="bfloat16",
-        attn_implementation="sdpa",
     )
     default = torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16)

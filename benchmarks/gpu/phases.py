@@ -2,11 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import torch
 from timing import Call, nothing
 from transformers import AttentionInterface, StaticCache
+from transformers.cache_utils import StaticLayer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 WITH_MASK, CAUSAL = "sdpa", "causal_without_a_mask"
@@ -77,9 +79,10 @@ class Decoding:
         def rewind() -> None:
             _attend(model, WITH_MASK)
             for layer in cache.layers:
+                assert isinstance(layer, StaticLayer)
                 layer.cumulative_length.fill_(self._context)
 
-        return Runs(tuple(lambda ids=ids: call(ids) for ids in tokens), rewind)
+        return Runs(tuple(partial(call, ids) for ids in tokens), rewind)
 
 
 def _attend(model: Any, way: str) -> None:

@@ -1,8 +1,8 @@
 """A kernel that reads memory as fast as it can: each program sums a stretch of float32. Needs triton."""
 
 import torch
-import triton
-import triton.language as tl
+import triton  # type: ignore[import-untyped]
+import triton.language as tl  # type: ignore[import-untyped]
 
 BLOCK, STEPS, WARPS = 4096, 8, 8
 

@@ -15,7 +15,7 @@ WIDTH = 180
 SEPARATOR = ","
 
 
-def parser_of(description: str | None, seconds: float, budget: float = 150.0) -> argparse.ArgumentParser:
+def parser_of(description: str | None, seconds: float, budget: float = 180.0) -> argparse.ArgumentParser:
     """The options that every script has; seconds: of one case, budget: of the script."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: a dry run on small sizes")
@@ -71,27 +71,34 @@ class Findings:
         self.entries: list[dict[str, Any]] = []
         self.budget = Budget(asked.budget)
         self.notes: list[str] = []
+        self._wrong: list[str] = []
 
     def add(self, cells: Sequence[str], entry: dict[str, Any]) -> None:
         """One row."""
         self._table.add_row(*cells)
         self.entries.append(entry)
 
+    def fault(self, line: str) -> None:
+        """A result that is wrong."""
+        self._wrong.append(line)
+
     def told(self, measure: Callable[[], None]) -> None:
-        """Measures; what was found until then is printed whatever happens."""
+        """Measures; what was found until then is printed whatever happens. Raises SystemExit if a result was wrong."""
         try:
             measure()
         finally:
             self._print()
+        if self._wrong:
+            raise SystemExit(1)
 
     def _print(self) -> None:
         console = Console(width=WIDTH)
         console.print(head_line(self._about), soft_wrap=True)
         console.print(self._table)
-        left_out = self.budget.left_out
-        for note in [*self.notes, *([f"no time left for: {', '.join(left_out)}"] if left_out else [])]:
+        left_out, notes = self.budget.left_out, [*self.notes, *self._wrong]
+        for note in [*notes, *([f"no time left for: {', '.join(left_out)}"] if left_out else [])]:
             console.print(note, markup=False, soft_wrap=True)
         if self._asked.json is not None:
             options = {key: str(value) for key, value in vars(self._asked).items()}
-            found = {"about": self._about, "asked": options, "entries": self.entries, "notes": self.notes}
+            found = {"about": self._about, "asked": options, "entries": self.entries, "notes": notes}
             self._asked.json.write_text(json.dumps({**found, "left_out": left_out}, indent=1) + "\n")

@@ -20,7 +20,19 @@ import argparse
 
 import torch
 from bandwidth import Stream, fastest_reader
-from cases import BASELINE, Figures, Product, Shape, bf16_product, how, measured, our_product, shapes_of, tokens_of, wrong
+from cases import (
+    BASELINE,
+    Figures,
+    Product,
+    Shape,
+    bf16_product,
+    how,
+    measured,
+    our_product,
+    shapes_of,
+    tokens_of,
+    wrong,
+)
 from devices import Device, device_of
 from kinds import WEIGHTS_ONLY
 from tables import Findings, chosen, parser_of
@@ -76,7 +88,7 @@ def add(found: dict[str, Figures], shape: Shape, tokens: int, read: float, findi
         findings.add([*cells, f"{figures.error:.1g}", how(figures)], {**entry, **ratios, "read_gb_s": read / 1e9})
         line = wrong(name, shape, tokens, figures)
         if line is not None:
-            findings.notes.append(line)
+            findings.fault(line)
 
 
 def _cell(value: float | None, aim: float | None, form: str) -> str:
