@@ -52,13 +52,13 @@ COUNTERPARTS = {INT8: "w8a8-token", INT4: "w4-oc"}
 def configurations() -> dict[str, Callable[[], Any]]:
     """torchao's, by product; none where it is not installed, or in another version."""
     try:
-        from torchao.quantization import Int4WeightOnlyConfig, Int8DynamicActivationInt8WeightConfig
+        from torchao import quantization  # type: ignore[import-not-found]
     except ImportError as error:
         print(f"not measured: torchao: {error}", file=sys.stderr)
         return {}
     return {
-        INT8: Int8DynamicActivationInt8WeightConfig,
-        INT4: lambda: Int4WeightOnlyConfig(group_size=GROUP, int4_packing_format=INT4_FORMAT),
+        INT8: quantization.Int8DynamicActivationInt8WeightConfig,
+        INT4: lambda: quantization.Int4WeightOnlyConfig(group_size=GROUP, int4_packing_format=INT4_FORMAT),
     }
 
 
