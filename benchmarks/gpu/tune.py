@@ -13,7 +13,6 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from importlib import import_module
 from typing import Any, Protocol
 
@@ -37,8 +36,8 @@ Forward = Callable[[torch.Tensor], torch.Tensor]
 class Tunable(Protocol):
     """Where tile configurations come from, and how a layer is computed with one."""
 
-    def candidates(self, kind: str) -> Sequence[Any]:
-        """The configurations that a kind can have; each says what it is as a string."""
+    def candidates(self, layer: QuantizedLinear) -> Sequence[Any]:
+        """The configurations that a layer can have; each says what it is as a string."""
         ...
 
     def bound(self, layer: QuantizedLinear, tiles: Any) -> Forward:
@@ -56,15 +55,17 @@ class Kernels:
         except ImportError as error:
             raise SystemExit(f"error: no tile configurations: {error}") from None
 
-    def candidates(self, kind: str) -> Sequence[Any]:
+    def candidates(self, layer: QuantizedLinear) -> Sequence[Any]:
         """See `Tunable`."""
-        found: Sequence[Any] = self._module.candidates(kind)
+        execution: Any = layer._execution()
+        found: Sequence[Any] = self._module.candidates(execution.kind)
         return found
 
     def bound(self, layer: QuantizedLinear, tiles: Any) -> Forward:
         """See `Tunable`."""
         execution: Any = layer._execution()
-        return partial(execution, tiles=tiles)
+        bound: Forward = replace(execution, tiles=tiles)
+        return bound
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class Alike:
 
     count: int = 2
 
-    def candidates(self, kind: str) -> Sequence[Any]:
+    def candidates(self, layer: QuantizedLinear) -> Sequence[Any]:
         """See `Tunable`."""
         return [f"number {index}" for index in range(self.count)]
 
@@ -87,7 +88,7 @@ def products_of(kind: str, shape: Shape, tunable: Tunable, device: Device) -> di
     own = our_product(KINDS[kind], shape, device)
     layers = [layer for layer in own.copies if isinstance(layer, QuantizedLinear)]
     found = {OWN: own}
-    for tiles in tunable.candidates(kind):
+    for tiles in tunable.candidates(layers[0]):
         found[str(tiles)] = replace(own, copies=tuple(tunable.bound(layer, tiles) for layer in layers))
     return found
 

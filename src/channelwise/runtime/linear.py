@@ -187,7 +187,7 @@ class QuantizedLinear(nn.Module):
             self._prepared = None
 
     def keep_packed(self) -> None:
-        """Gives up the checkpoint's rows of codes for what the device's kernels read: memory then holds the weight once.
+        """Gives up the checkpoint's rows of codes for what the kernels read: memory then holds the weight once.
 
         Nothing happens where there are no kernels for the layer. Codes, state dicts and copies make the rows again.
         """

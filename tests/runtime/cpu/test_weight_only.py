@@ -19,8 +19,9 @@ from channelwise.numerics.granularity import COLUMN, ROW, TENSOR, Granularity, e
 from channelwise.numerics.grids import FloatGrid, Grid, IntegerGrid
 from channelwise.numerics.quantizer import Parameters, decode, encode, parameters_of
 from channelwise.runtime.cpu import library
-from channelwise.runtime.cpu.weight_only import PairPanels, code_table, expand_rows, pack_pairs, weight_only_product
+from channelwise.runtime.cpu.weight_only import PairPanels, expand_rows, pack_pairs, weight_only_product
 from channelwise.runtime.packing import pack
+from channelwise.runtime.tables import code_table
 
 pytestmark = pytest.mark.skipif(not library.available(), reason="the kernels were not built")
 

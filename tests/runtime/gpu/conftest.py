@@ -1,7 +1,5 @@
 """The GPU's kernels, on the GPU where there is one, else by Triton's interpreter on the CPU."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 
@@ -31,10 +29,9 @@ def _poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def gpu_layers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def gpu_layers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Layers on the CPU take the GPU's kernels, too, where those are interpreted."""
     from channelwise.runtime.gpu import device
 
     if not torch.cuda.is_available():
         monkeypatch.setattr(device, "available", lambda place: True)
-    yield

@@ -68,9 +68,7 @@ def test_sums_are_finished_by_factor_step_and_bias(bits: int, dtype: torch.dtype
     weight, values = weight_of(bits, 0, 50, 200)
     codes = codes_of(7, weight)
     factor, bias, step = torch.rand(50) / 1000, torch.randn(50), torch.rand(7)
-    y = integer_product(
-        codes, weight, 0, factor.to(DEVICE), step=step.to(DEVICE), bias=bias.to(DEVICE), dtype=dtype
-    )
+    y = integer_product(codes, weight, 0, factor.to(DEVICE), step=step.to(DEVICE), bias=bias.to(DEVICE), dtype=dtype)
     sums = (codes[:, :200].long().cpu() @ values.t()).double()
     expected = sums * factor.double() * step.double()[:, None] + bias.double()
     bound = 4 * 2.0**-24 * (expected.abs() + bias.abs()) + torch.finfo(dtype).eps * expected.abs()

@@ -11,7 +11,9 @@ BITS = pytest.mark.parametrize("bits", STRANDS)
 
 
 @BITS
-@given(outputs=st.integers(1, 40), columns=st.integers(1, 600), width=st.sampled_from([32, 64]), seed=st.integers(0, 99))
+@given(
+    outputs=st.integers(1, 40), columns=st.integers(1, 600), width=st.sampled_from([32, 64]), seed=st.integers(0, 99)
+)
 def test_unpacking_undoes_packing(bits: int, outputs: int, columns: int, width: int, seed: int) -> None:
     codes = _codes(bits, outputs, columns, seed)
     strands = pack_strands(codes, bits, width)

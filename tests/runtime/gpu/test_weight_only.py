@@ -92,7 +92,9 @@ def test_groups_that_fit_no_strands_have_no_kernel(size: int) -> None:
 @given(
     grid=st.sampled_from(GRIDS),
     granularity=st.sampled_from([Granularity("row_group", 32), Granularity("column_group", 16), Granularity("column")]),
-    input_grid=st.sampled_from([IntegerGrid(8), IntegerGrid(8, False), IntegerGrid(4), FloatGrid(2, 1), FloatGrid(3, 0)]),
+    input_grid=st.sampled_from(
+        [IntegerGrid(8), IntegerGrid(8, False), IntegerGrid(4), FloatGrid(2, 1), FloatGrid(3, 0)]
+    ),
     static=st.booleans(),
     sizes=st.tuples(st.integers(1, 50), st.integers(1, 200), st.sampled_from([1, 2, 17, 300])),
     seed=st.integers(0, 1000),

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 
 from channelwise.numerics.granularity import Granularity, parameter_shape
-from channelwise.numerics.grids import FloatGrid, Grid
 from channelwise.runtime.cpu.library import INT32, INT64, POINTER, kernels, level_number
 from channelwise.runtime.cpu.panels import (
     CONTAINERS,

@@ -1,7 +1,7 @@
 """A quantized linear layer on the GPU's kernels: integer products, weights only, and numbers with weights in groups."""
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -25,6 +25,7 @@ from channelwise.runtime.gpu.quantize import (
     static_vectors_of,
     token_bytes,
 )
+from channelwise.runtime.gpu.tiles import Tiles
 from channelwise.runtime.gpu.weight_only import DIGITS, LARGEST_NUMBER, NumberWeight, pack_numbers, weight_only_product
 from channelwise.runtime.products import MAX_COLUMNS
 from channelwise.runtime.sharing import SharesCodes
@@ -36,13 +37,13 @@ LOOKED_UP_BITS = 4
 """Codes of floating-point grids that kernels look up; wider ones are kept as bytes, where their values are bytes."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Integer(SharesCodes):
     """Inputs in bytes with a packed weight: what both kinds have in common.
 
     factor: what the sums are multiplied with, float32 [outputs]. offset: what is taken off the weight's values, int32
     [outputs], or None. table: with 8 bits, the value of every stored code. operator: the whole of it for compiled code,
-    which takes the inputs' grid as `numbers`.
+    which takes the inputs' grid as `numbers`. tiles: None for the usual ones.
     """
 
     weight: IntegerWeight
@@ -53,6 +54,12 @@ class Integer(SharesCodes):
     grid: Grid
     operator: Any
     numbers: list[int]
+    tiles: Tiles | None = None
+
+    @property
+    def kind(self) -> str:
+        """What `tiles.candidates` calls the product."""
+        return "bytes" if self.weight.bits == WHOLE_BYTE else "strands"
 
     def compiled(self, x: torch.Tensor) -> torch.Tensor:
         """The product for compiled code."""
@@ -74,6 +81,7 @@ class Integer(SharesCodes):
             offset=self.offset,
             code_sums=inputs.code_sums,
             dtype=dtype,
+            tiles=self.tiles,
         )
 
     def sums(self, x: torch.Tensor) -> torch.Tensor | None:
@@ -90,7 +98,7 @@ class Integer(SharesCodes):
         return held if self.weight.bits != WHOLE_BYTE else _codes_of(held, self.table)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Static(Integer):
     """Integer product with static inputs; zero_point: of the bytes."""
 
@@ -114,7 +122,7 @@ class Static(Integer):
         return y
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Token(Integer):
     """Integer product with a step per token."""
 
@@ -138,13 +146,15 @@ class Token(Integer):
 
 @dataclass(frozen=True)
 class WeightOnly:
-    """Floating-point inputs with a packed weight. table: see `Integer`. operator: the product for compiled code."""
+    """Floating-point inputs with a packed weight. table, tiles: see `Integer`. operator: for compiled code."""
 
     weight: NumberWeight
     bias: torch.Tensor | None
     transform: ChannelTransform
     table: torch.Tensor | None
     operator: Any
+    tiles: Tiles | None = None
+    kind: ClassVar[str] = "digits"
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """See `Execution`; in the dtype of x."""
@@ -154,7 +164,7 @@ class WeightOnly:
         """The layer's output [tokens, outputs] in `dtype`; digits: of an input, None for those of its dtype."""
         count = digits or DIGITS[x.dtype]
         if not torch.compiler.is_compiling():
-            return weight_only_product(x, self.weight, self.bias, self.transform, dtype, count)
+            return weight_only_product(x, self.weight, self.bias, self.transform, dtype, count, self.tiles)
         weight, strands = self.weight, self.weight.strands
         y: torch.Tensor = self.operator(
             x, strands.data, weight.scale, weight.zero, self.bias, self.transform.shift, self.transform.scale,

@@ -1,4 +1,4 @@
-"""Products of int8 input codes with weights of 8 to 2 bits on the GPU, exact in int32, weights packed at their width."""
+"""Products of int8 input codes with weights of 8 to 2 bits on the GPU: exact in int32, weights packed."""
 
 from dataclasses import dataclass
 
@@ -94,7 +94,9 @@ def integer_product(
     return y
 
 
-def _multiply_bytes(codes: torch.Tensor, weight: IntegerWeight, shared: tuple[object, ...], tiles: Tiles | None) -> None:
+def _multiply_bytes(
+    codes: torch.Tensor, weight: IntegerWeight, shared: tuple[object, ...], tiles: Tiles | None
+) -> None:
     tokens, padded = codes.shape
     tiles = tiles or tiles_of_bytes(tokens, weight.outputs)
     depth = min(tiles.depth, PADDED_TO) if padded % tiles.depth else tiles.depth

@@ -61,9 +61,7 @@ def static_product(
     """`static_bytes` and `integer_product` with the parts of `StaticVectors` and `IntegerWeight`; [tokens, outputs]."""
     weight = IntegerWeight(data, weight_sums, bits, exponent_bits, len(factor), columns)
     vectors = StaticVectors(multiplier, offset, gain)
-    codes, code_sums = static_bytes(
-        x, vectors, grid_of(grid), weight.padded_columns, sums=weight_offset is not None
-    )
+    codes, code_sums = static_bytes(x, vectors, grid_of(grid), weight.padded_columns, sums=weight_offset is not None)
     return integer_product(
         codes, weight, zero_point, factor, bias=bias, offset=weight_offset, code_sums=code_sums, dtype=dtype
     )

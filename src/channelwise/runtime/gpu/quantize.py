@@ -108,13 +108,13 @@ def token_bytes(x: torch.Tensor, transform: ChannelTransform, grid: Grid, padded
     code_sums = torch.empty(tokens, dtype=torch.int32, device=x.device) if sums else None
     step = torch.empty(tokens, dtype=torch.float32, device=x.device)
     zero_points = torch.empty(tokens, dtype=torch.int32, device=x.device) if is_asymmetric(grid) else None
-    floating = isinstance(grid, FloatGrid)
+    span, unit = (grid.largest_value, lattice_unit(grid)) if isinstance(grid, FloatGrid) else (grid.highest, 1.0)
     if tokens:
         block, warps = rounding_block(padded)
         kernels.token_codes[(tokens,)](
             x, transform.shift, transform.scale, codes, code_sums, step, zero_points, x.stride(0),
-            COLUMNS=columns, PADDED=padded, SPAN=float(grid.largest_value if floating else grid.highest),
-            UNIT=lattice_unit(grid) if floating else 1.0, **_grid(grid), BLOCK=block, num_warps=warps,
+            COLUMNS=columns, PADDED=padded, SPAN=float(span),
+            UNIT=unit, **_grid(grid), BLOCK=block, num_warps=warps,
             enable_fp_fusion=False,
         )  # fmt: skip
     return InputBytes(codes, code_sums, step, 0 if zero_points is None else zero_points)

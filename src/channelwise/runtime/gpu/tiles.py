@@ -37,8 +37,15 @@ def candidates(kind: str) -> tuple[Tiles, ...]:
         many = [Tiles(*shape, 128, warps, stages) for shape in shapes for warps in (4, 8) for stages in (3, 4)]
         return (*few, *many)
     if kind == "strands":
-        few = [Tiles(outputs, tokens, 128, 4, stages) for outputs in (64, 128) for tokens in (16, 64) for stages in (3, 5)]
-        many = [Tiles(outputs, tokens, 128, 8, stages) for outputs in (128, 256) for tokens in (128, 256) for stages in (2, 3, 4)]
+        few = [
+            Tiles(outputs, tokens, 128, 4, stages) for outputs in (64, 128) for tokens in (16, 64) for stages in (3, 5)
+        ]
+        many = [
+            Tiles(outputs, tokens, 128, 8, stages)
+            for outputs in (128, 256)
+            for tokens in (128, 256)
+            for stages in (2, 3, 4)
+        ]
         return (*few, *many)
     if kind == "digits":
         sizes = ((16, 1), (32, 2), (64, 4), (128, 8))

@@ -85,7 +85,12 @@ def strand_width(bits: int, outputs: int, columns: int, granularity: Granularity
 
 
 def pack_numbers(
-    codes: torch.Tensor, bits: int, parameters: Parameters, granularity: Granularity, centre: int, exponent_bits: int = 0
+    codes: torch.Tensor,
+    bits: int,
+    parameters: Parameters,
+    granularity: Granularity,
+    centre: int,
+    exponent_bits: int = 0,
 ) -> NumberWeight | None:
     """codes: integers [outputs, columns], 0 … 2^bits − 1, with 8 bits −128 … 127; centre: see `NumberWeight`.
 
@@ -153,8 +158,9 @@ def _digits(
     digits = torch.empty(groups, count, tokens, strands.padded_columns, dtype=torch.int8, device=x.device)
     step, weighed = torch.empty(2, groups, tokens, spans, device=x.device)
     kernels.whole_numbers[(spans, tokens, groups)](
-        x, transform.shift, transform.scale, weight.scale if weight.down else None, weight.zero if weight.down else None,
-        digits, step, weighed, tokens, x.stride(0), COLUMNS=strands.columns, SPANS=spans, SPAN=weight.span, DIGITS=count,
+        x, transform.shift, transform.scale, weight.scale if weight.down else None,
+        weight.zero if weight.down else None, digits, step, weighed, tokens, x.stride(0), COLUMNS=strands.columns,
+        SPANS=spans, SPAN=weight.span, DIGITS=count,
         REACH=REACH[count], LARGEST=float(LARGEST_NUMBER[count]), num_warps=1, enable_fp_fusion=False,
     )  # fmt: skip
     return digits, step, weighed

@@ -25,8 +25,8 @@ def place(number, token_tiles, OUTPUT_TILES: tl.constexpr, TOGETHER: tl.constexp
 
 @triton.jit
 def finish(
-    sums, m, n, y, factor, step, bias, offset, code_sums, weight_sums, zero_points, zero_point, tokens, OUTPUTS: tl.constexpr,
-    COLUMNS: tl.constexpr,
+    sums, m, n, y, factor, step, bias, offset, code_sums, weight_sums, zero_points, zero_point, tokens,
+    OUTPUTS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """Stores what a tile's sums become; m and n are the tokens and outputs, in shapes that give the tile's together."""
     inside = (m < tokens) & (n < OUTPUTS)
@@ -94,7 +94,7 @@ def product_of_strands(
     bytes_ = panel_bytes(weight, n, j[None, :], BLOCKS, PLACES, WIDTH)
     inputs = x + m.to(tl.int64) * PADDED + j[:, None]
     sums = tl.zeros([OUTPUT_TILE, TOKENS], tl.int32)
-    for block in range(0, BLOCKS):
+    for block in range(BLOCKS):
         at = bytes_ + block * (PLACES * 16 * WIDTH)
         there = n < OUTPUTS
         packed = tl.load(at, mask=there, other=0)

@@ -79,7 +79,7 @@ def product_of_digits(
     next_digit = tokens.to(tl.int64) * PADDED
     parameters = (own * tokens + m) * SPANS
     result = tl.zeros([OUTPUT_TILE, TOKENS], tl.float32)
-    for block in range(0, BLOCKS):
+    for block in range(BLOCKS):
         at = bytes_ + block * (PLACES * 16 * WIDTH)
         packed = tl.load(at, mask=there, other=0)
         second, third = packed, packed
