@@ -264,17 +264,18 @@ class Walker:
         self.hidden.advance()
         self.probe_hidden.advance()
         with self.around.world.agree():
-            probe = self.captured.calls[0][index]
-            self.probe_hidden[PROBE] = self._finite(probe.run(block, self.probe_hidden[PROBE]), name)
+            probe = self.captured.calls[0][index].run(block, self.probe_hidden[PROBE])
+            self.probe_hidden[PROBE] = probe
+            finite = [torch.isfinite(probe).all()]
             for sample in self.own:
-                self.hidden[sample] = self._finite(self._run(index, block, sample), name)
-
-    def _finite(self, state: torch.Tensor, name: str) -> torch.Tensor:
-        if not bool(torch.isfinite(state).all()):
-            original = self.plan.calibrate_on == "original"
-            advice = "check the model's weights and dtype" if original else "after quantization; try more bits"
-            raise NumericalError(f"{name}: its output is not finite{',' if original else ''} {advice}")
-        return state
+                state = self._run(index, block, sample)
+                self.hidden[sample] = state
+                finite.append(torch.isfinite(state).all())
+            # One look at the device for all of them.
+            if not bool(torch.stack(finite).all()):
+                original = self.plan.calibrate_on == "original"
+                advice = "check the model's weights and dtype" if original else "after quantization; try more bits"
+                raise NumericalError(f"{name}: its output is not finite{',' if original else ''} {advice}")
 
     def _count_tokens(self) -> float:
         """How many tokens the calibration set has; how many an image is made of, only the model knows."""

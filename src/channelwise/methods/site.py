@@ -96,6 +96,14 @@ class Choice:
     layers: tuple[LayerChoice, ...] | None = None
 
 
+@dataclass(frozen=True)
+class Candidate:
+    """A transform to try. clip: the share of the transformed range that a static input quantizer covers."""
+
+    transform: ChannelTransform
+    clip: float = 1.0
+
+
 class SiteView(Protocol):
     """A site as a method sees it."""
 
@@ -142,6 +150,10 @@ class SiteView(Protocol):
         clip: the share of the transformed range that a static input quantizer covers.
         Sum over features, mean over tokens, of the squared difference to the unquantized weights on the same input.
         """
+        ...
+
+    def losses(self, candidates: Sequence[Candidate]) -> list[float]:
+        """The loss of each, bitwise what `loss` gives; asked together, the device is waited for once."""
         ...
 
 

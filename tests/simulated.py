@@ -1,0 +1,206 @@
+"""A GPU for tests on machines without one: tensors that say they are on "cuda" and compute their values on the CPU.
+
+As on a GPU, tensors of two devices do not meet in one operation (but for single numbers of the CPU's), and new tensors
+are on the CPU unless a device is named. Whatever makes the host wait for the device is counted: values that are read,
+sizes that depend on values, copies from one to the other.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+DEVICE = torch.device("cuda", 0)
+
+aten = torch.ops.aten
+READING = {
+    aten._local_scalar_dense.default,
+    aten.equal.default,
+    aten.is_nonzero.default,
+    aten.nonzero.default,
+    aten.masked_select.default,
+    aten._unique2.default,
+    aten.multinomial.default,
+}
+COPYING = {aten._to_copy.default, aten.copy_.default}
+INDEXING = {aten.index.Tensor, aten.index_put_.default, aten.index_put.default}
+
+
+class OnDevice(torch.Tensor):
+    """A tensor on the simulated device; `values` has what it holds, in the same memory layout."""
+
+    values: torch.Tensor
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+    @staticmethod
+    def __new__(cls, values: torch.Tensor) -> "OnDevice":
+        made = torch.Tensor._make_wrapper_subclass(
+            cls, values.shape, strides=values.stride(), storage_offset=values.storage_offset(),
+            dtype=values.dtype, device=DEVICE,
+        )  # fmt: skip
+        made.values = values
+        return made
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        raise AssertionError(f"{func} outside of the simulation")
+
+    def data_ptr(self) -> int:
+        return self.values.data_ptr()
+
+    def __float__(self) -> float:
+        return float(self.item())
+
+    def __int__(self) -> int:
+        return int(self.item())
+
+    def tolist(self) -> Any:
+        return self.cpu().tolist()
+
+    def __getitem__(self, index: Any) -> torch.Tensor:
+        view, indices = _sliced(self, index)
+        return aten.index.Tensor(view, indices) if indices else view
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        view, indices = _sliced(self, index)
+        if not isinstance(value, torch.Tensor):
+            value = torch.tensor(value, dtype=self.dtype)
+        if indices:
+            aten.index_put_.default(view, indices, value.to(self.dtype))
+        else:
+            aten.copy_.default(view, value)
+
+    def contiguous(self, memory_format: torch.memory_format = torch.contiguous_format) -> torch.Tensor:
+        return self if self.is_contiguous() else self.clone(memory_format=memory_format)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "OnDevice":
+        if id(self) not in memo:
+            copied = OnDevice(self.values.clone())
+            memo[id(self)] = nn.Parameter(copied, requires_grad=False) if isinstance(self, nn.Parameter) else copied
+        return memo[id(self)]
+
+
+class Simulation(TorchDispatchMode):
+    """Within it, tensors can be on the device. waits: how often the host waited for it, by operation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        # Otherwise torch would look for a real GPU wherever "cuda" is named.
+        self._mode_key = torch._C._TorchDispatchModeKey.FAKE
+        torch._C._ensureCUDADeviceGuardSet()
+        self.waits: Counter[str] = Counter()
+        self.kernels: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+        there = [tensor for tensor in tensors if isinstance(tensor, OnDevice)]
+        wanted = kwargs.get("device")
+        if wanted is not None:
+            wanted = torch.device(wanted)
+            kwargs["device"] = torch.device("cpu") if wanted.type == "cuda" else wanted
+        self._check(func, tensors, there)
+        self._count(func, args, kwargs, there, wanted)
+        result = func(*_plain(args), **_plain(kwargs))
+        goes = wanted.type == "cuda" if wanted is not None else bool(there)
+        if func is aten.copy_.default:
+            return args[0]
+        if goes and func._schema.name[-1] == "_" and isinstance(args[0], OnDevice):
+            return args[0]
+        if func._schema.is_mutable and "out" in kwargs:
+            return kwargs["out"]
+        return tree_map(lambda part: OnDevice(part) if isinstance(part, torch.Tensor) else part, result) if goes else result
+
+    def _check(self, func: Any, tensors: list[torch.Tensor], there: list[torch.Tensor]) -> None:
+        if not there or func in COPYING or func in INDEXING:
+            return
+        here = [tensor for tensor in tensors if not isinstance(tensor, OnDevice) and tensor.dim() > 0]
+        if here:
+            raise RuntimeError(f"{func}: tensors on cuda and {here[0].device}")
+
+    def _count(self, func: Any, args: Any, kwargs: Any, there: list[torch.Tensor], wanted: torch.device | None) -> None:
+        if not there and not (wanted is not None and wanted.type == "cuda"):
+            return
+        self.kernels[str(func)] += 1
+        if func in READING:
+            self.waits[str(func)] += 1
+        elif func is aten._to_copy.default:
+            crosses = wanted is not None and (wanted.type == "cuda") != bool(there)
+            self.waits["copy"] += crosses and not (wanted is not None and wanted.type == "cuda" and kwargs.get("non_blocking"))
+        elif func is aten.copy_.default:
+            source, target = isinstance(args[1], OnDevice), isinstance(args[0], OnDevice)
+            self.waits["copy"] += source != target
+        elif func in INDEXING:
+            indices = [index for index in args[1] if index is not None]
+            self.waits["index"] += any(index.dtype in (torch.bool, torch.uint8) for index in indices)
+            self.waits["copy"] += any(not isinstance(index, OnDevice) for index in indices)
+
+
+def _sliced(tensor: torch.Tensor, index: Any) -> tuple[torch.Tensor, list[torch.Tensor | None]]:
+    """What torch's own indexing does, which asks for a real GPU: a view, and the tensors that index it further."""
+    parts = list(index) if isinstance(index, tuple) else [index]
+    taken = sum(part.dim() if _is_mask(part) else 1 for part in parts if part is not None and part is not ...)
+    if ... in [part for part in parts if not isinstance(part, torch.Tensor)]:
+        place = next(place for place, part in enumerate(parts) if part is ...)
+        parts[place : place + 1] = [slice(None)] * (tensor.dim() - taken)
+    dim, indices = 0, []
+    for part in parts:
+        if part is None:
+            tensor = aten.unsqueeze.default(tensor, dim)
+        elif isinstance(part, int):
+            tensor = aten.select.int(tensor, dim, part)
+            continue
+        elif isinstance(part, slice):
+            start, stop, step = part.indices(tensor.shape[dim])
+            tensor = aten.slice.Tensor(tensor, dim, start, max(start, stop), step)
+        else:
+            indices += [None] * (dim - len(indices)) + [part]
+            dim += part.dim() - 1 if _is_mask(part) else 0
+        dim += 1
+    return tensor, indices
+
+
+def _is_mask(part: Any) -> bool:
+    return isinstance(part, torch.Tensor) and part.dtype == torch.bool
+
+
+def _plain(tree: Any) -> Any:
+    return tree_map(lambda leaf: leaf.values if isinstance(leaf, OnDevice) else leaf, tree)
+
+
+@contextmanager
+def simulated_device() -> Iterator[Simulation]:
+    """Tensors can be on the simulated device within."""
+    with torch.no_grad(), Simulation() as simulation:
+        yield simulation
+
+
+def on_device(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy on the device."""
+    return OnDevice(tensor.detach().clone())
+
+
+def move(model: nn.Module) -> None:
+    """Moves a model's parameters and buffers onto the device; what is tied stays tied."""
+    known: dict[int, Any] = {}
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                moved = known.setdefault(id(parameter), nn.Parameter(on_device(parameter), requires_grad=False))
+                module._parameters[name] = moved
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = known.setdefault(id(buffer), on_device(buffer))
+
+
+def values_of(tree: Any) -> Any:
+    """The same with the values of tensors that are on the device."""
+    return _plain(tree)
+
+
+Work = Callable[[], Any]
