@@ -5,8 +5,9 @@ are on the CPU unless a device is named. Whatever makes the host wait for the de
 sizes that depend on values, copies from one to the other.
 """
 
+import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,6 +15,8 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
+
+PACKAGE = "/src/channelwise/"
 
 DEVICE = torch.device("cuda", 0)
 
@@ -28,6 +31,13 @@ READING = {
     aten.multinomial.default,
 }
 COPYING = {aten._to_copy.default, aten.copy_.default}
+# Views, and memory without values: nothing runs on the device.
+FREE = {
+    aten.view.default, aten._unsafe_view.default, aten.slice.Tensor, aten.select.int, aten.unsqueeze.default, aten.t.default,
+    aten.transpose.int, aten.detach.default, aten.alias.default, aten.expand.default, aten.split.Tensor, aten.unbind.int,
+    aten.diagonal.default, aten.permute.default, aten.empty.memory_format, aten.empty_like.default, aten.squeeze.dim,
+    aten.split_with_sizes.default, aten.empty_strided.default, aten.view.dtype, aten.new_empty.default, aten.as_strided.default,
+}  # fmt: skip
 INDEXING = {aten.index.Tensor, aten.index_put_.default, aten.index_put.default}
 
 
@@ -69,7 +79,7 @@ class OnDevice(torch.Tensor):
     def __setitem__(self, index: Any, value: Any) -> None:
         view, indices = _sliced(self, index)
         if not isinstance(value, torch.Tensor):
-            value = torch.tensor(value, dtype=self.dtype)
+            value = aten.full_like.default(view.flatten()[:1].sum(), value)
         if indices:
             aten.index_put_.default(view, indices, value.to(self.dtype))
         else:
@@ -77,6 +87,12 @@ class OnDevice(torch.Tensor):
 
     def contiguous(self, memory_format: torch.memory_format = torch.contiguous_format) -> torch.Tensor:
         return self if self.is_contiguous() else self.clone(memory_format=memory_format)
+
+    def __invert__(self) -> torch.Tensor:
+        return aten.bitwise_not.default(self)
+
+    def copy_(self, source: torch.Tensor, non_blocking: bool = False) -> torch.Tensor:
+        return aten.copy_.default(self, source, non_blocking)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "OnDevice":
         if id(self) not in memo:
@@ -86,7 +102,8 @@ class OnDevice(torch.Tensor):
 
 
 class Simulation(TorchDispatchMode):
-    """Within it, tensors can be on the device. waits: how often the host waited for it, by operation."""
+    """Within it, tensors can be on the device. waits: how often the host waited for it, by the package's function that
+    asked. kernels: what ran on it, by operation."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -108,9 +125,7 @@ class Simulation(TorchDispatchMode):
         self._count(func, args, kwargs, there, wanted)
         result = func(*_plain(args), **_plain(kwargs))
         goes = wanted.type == "cuda" if wanted is not None else bool(there)
-        if func is aten.copy_.default:
-            return args[0]
-        if goes and func._schema.name[-1] == "_" and isinstance(args[0], OnDevice):
+        if func._schema.is_mutable and func._schema.name[-1] == "_":
             return args[0]
         if func._schema.is_mutable and "out" in kwargs:
             return kwargs["out"]
@@ -124,21 +139,33 @@ class Simulation(TorchDispatchMode):
             raise RuntimeError(f"{func}: tensors on cuda and {here[0].device}")
 
     def _count(self, func: Any, args: Any, kwargs: Any, there: list[torch.Tensor], wanted: torch.device | None) -> None:
-        if not there and not (wanted is not None and wanted.type == "cuda"):
-            return
-        self.kernels[str(func)] += 1
-        if func in READING:
-            self.waits[str(func)] += 1
-        elif func is aten._to_copy.default:
-            crosses = wanted is not None and (wanted.type == "cuda") != bool(there)
-            self.waits["copy"] += crosses and not (wanted is not None and wanted.type == "cuda" and kwargs.get("non_blocking"))
-        elif func is aten.copy_.default:
-            source, target = isinstance(args[1], OnDevice), isinstance(args[0], OnDevice)
-            self.waits["copy"] += source != target
-        elif func in INDEXING:
-            indices = [index for index in args[1] if index is not None]
-            self.waits["index"] += any(index.dtype in (torch.bool, torch.uint8) for index in indices)
-            self.waits["copy"] += any(not isinstance(index, OnDevice) for index in indices)
+        goes = wanted is not None and wanted.type == "cuda"
+        if there or goes:
+            self.kernels[str(func)] += func not in FREE
+            self.waits[_place()] += _waits(func, args, kwargs, bool(there), goes, wanted)
+
+
+def _waits(func: Any, args: Any, kwargs: Any, there: bool, goes: bool, wanted: torch.device | None) -> bool:
+    """Whether the host waits for the device before this operation is done."""
+    if func is aten._to_copy.default:
+        # What the host hands over without waiting is copied aside first.
+        return wanted is not None and goes != there and not (goes and kwargs.get("non_blocking", False))
+    if func is aten.copy_.default:
+        return isinstance(args[0], OnDevice) != isinstance(args[1], OnDevice)
+    if func in INDEXING:
+        indices = [index for index in args[1] if index is not None]
+        return any(_is_mask(index) or not isinstance(index, OnDevice) for index in indices)
+    return func in READING
+
+
+def _place() -> str:
+    """The package's function that is running."""
+    frame = sys._getframe(1)
+    while frame is not None and PACKAGE not in frame.f_code.co_filename:
+        frame = frame.f_back  # type: ignore[assignment]
+    if frame is None:
+        return "elsewhere"
+    return f"{frame.f_code.co_filename.partition(PACKAGE)[2]}: {frame.f_code.co_name}"
 
 
 def _sliced(tensor: torch.Tensor, index: Any) -> tuple[torch.Tensor, list[torch.Tensor | None]]:
@@ -202,5 +229,3 @@ def values_of(tree: Any) -> Any:
     """The same with the values of tensors that are on the device."""
     return _plain(tree)
 
-
-Work = Callable[[], Any]
