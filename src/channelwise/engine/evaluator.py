@@ -123,8 +123,12 @@ class SiteEvaluator:
             owners[layer] = load.index(min(load))
             load[owners[layer]] += costs[layer]
         own = {layer: solve(layer) for layer, owner in owners.items() if owner == self.world.rank}
-        found = {layer: choice for part in self.world.gathered(own) for layer, choice in part.items()}
-        return tuple(found[layer] for layer in range(len(costs)))
+        if self.world.size == 1:
+            return tuple(own[layer] for layer in range(len(costs)))
+        # What is pickled on one GPU comes out on that GPU, which is another rank's.
+        portable = {layer: choice.to("cpu") for layer, choice in own.items()}
+        found = {layer: choice for part in self.world.gathered(portable) for layer, choice in part.items()}
+        return tuple(found[layer].to(self.weights[layer].device) for layer in range(len(costs)))
 
     def loss(self, transform: ChannelTransform, clip: float = 1.0) -> float:
         """Sum over features, mean over tokens, of the squared output difference."""

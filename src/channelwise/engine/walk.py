@@ -12,7 +12,7 @@ from channelwise.engine.embedding import quantize_embedding
 from channelwise.engine.experts import like_sites
 from channelwise.engine.fisher import output_importance
 from channelwise.engine.fit import asks_for_importance, head_to_quantize, left_as_it_is, taken_apart
-from channelwise.engine.hidden import HiddenStates, nowhere
+from channelwise.engine.hidden import HiddenStates, fitting, nowhere
 from channelwise.engine.keeping import InPlace, Keeper, KeepNothing, StageOutcome, Weights, loaded
 from channelwise.engine.phases import Phases
 from channelwise.engine.plan import Plan, SiteRecord, WalkRecord
@@ -118,7 +118,7 @@ class Walker:
         self.sites: dict[Hashable, tuple[Site, ...]] = {}
         self.probe = _probe_batch(batches[0])
         device, folder = next(iter(self.probe.values())).device, around.keeper.hidden_folder
-        self.hidden = HiddenStates(around.activation_memory, folder, device)
+        self.hidden = HiddenStates(fitting(around.activation_memory, device), folder, device)
         # The same on every rank, so one of them keeps it.
         self.probe_hidden = HiddenStates(None, folder if around.world.rank == 0 else nowhere, device)
         if around.weights.streamed and asks_for_importance(model, plan):

@@ -1,7 +1,7 @@
 """What a method sees of a site, and what it gives back."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
@@ -80,6 +80,19 @@ class LayerChoice:
     inputs: InputQuantizer | None
     notes: Notes = field(default_factory=dict)
     codes: torch.Tensor | None = None
+
+    def to(self, device: torch.device | str) -> "LayerChoice":
+        """The same with its tensors on a device."""
+
+        def moved(part: torch.Tensor | None) -> torch.Tensor | None:
+            return None if part is None else part.to(device)
+
+        parameters = Parameters(self.parameters.scale.to(device), moved(self.parameters.zero_point))
+        inputs = self.inputs
+        if inputs is not None:
+            step, zero_point, exponents = (moved(part) for part in (inputs.step, inputs.zero_point, inputs.exponents))
+            inputs = InputQuantizer(inputs.scheme, step, zero_point, exponents)
+        return replace(self, parameters=parameters, inputs=inputs, codes=moved(self.codes))
 
 
 @dataclass(frozen=True)
