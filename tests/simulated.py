@@ -7,7 +7,7 @@ sizes that depend on values, copies from one to the other.
 
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -104,6 +104,8 @@ class OnDevice(torch.Tensor):
 class Simulation(TorchDispatchMode):
     """Within it, tensors can be on the device. waits: how often the host waited for it, by the package's function that
     asked. kernels: what ran on it, by operation."""
+
+    device = DEVICE
 
     def __init__(self) -> None:
         super().__init__()
@@ -205,6 +207,18 @@ def simulated_device() -> Iterator[Simulation]:
     """Tensors can be on the simulated device within."""
     with torch.no_grad(), Simulation() as simulation:
         yield simulation
+
+
+def recorder(simulation: Simulation, device: torch.device) -> Callable[[Callable[[], None]], Callable[[], None]] | None:
+    """Records as a real one would, which cannot while the host waits; operations run when they are replayed."""
+
+    def record(run: Callable[[], None]) -> Callable[[], None]:
+        waited = simulation.waits.total()
+        run()
+        assert simulation.waits.total() == waited, "what makes the host wait cannot be recorded"
+        return run
+
+    return record if device.type == "cuda" else None
 
 
 def on_device(tensor: torch.Tensor) -> torch.Tensor:
