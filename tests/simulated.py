@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
 
 PACKAGE = "/src/channelwise/"
 
@@ -117,7 +116,8 @@ class Simulation(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
-        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+        tensors: list[torch.Tensor] = []
+        _mapped((args, kwargs), lambda tensor: tensors.append(tensor))
         there = [tensor for tensor in tensors if isinstance(tensor, OnDevice)]
         wanted = kwargs.get("device")
         if wanted is not None:
@@ -131,7 +131,7 @@ class Simulation(TorchDispatchMode):
             return args[0]
         if func._schema.is_mutable and "out" in kwargs:
             return kwargs["out"]
-        return tree_map(lambda part: OnDevice(part) if isinstance(part, torch.Tensor) else part, result) if goes else result
+        return _mapped(result, OnDevice) if goes else result
 
     def _check(self, func: Any, tensors: list[torch.Tensor], there: list[torch.Tensor]) -> None:
         if not there or func in COPYING or func in INDEXING:
@@ -144,7 +144,8 @@ class Simulation(TorchDispatchMode):
         goes = wanted is not None and wanted.type == "cuda"
         if there or goes:
             self.kernels[str(func)] += func not in FREE
-            self.waits[_place()] += _waits(func, args, kwargs, bool(there), goes, wanted)
+            if _waits(func, args, kwargs, bool(there), goes, wanted):
+                self.waits[_place()] += 1
 
 
 def _waits(func: Any, args: Any, kwargs: Any, there: bool, goes: bool, wanted: torch.device | None) -> bool:
@@ -199,7 +200,18 @@ def _is_mask(part: Any) -> bool:
 
 
 def _plain(tree: Any) -> Any:
-    return tree_map(lambda leaf: leaf.values if isinstance(leaf, OnDevice) else leaf, tree)
+    return _mapped(tree, lambda tensor: tensor.values if isinstance(tensor, OnDevice) else tensor)
+
+
+def _mapped(tree: Any, change: Callable[[torch.Tensor], Any]) -> Any:
+    """Tensors changed, in whatever they stand."""
+    if isinstance(tree, torch.Tensor):
+        return change(tree)
+    if type(tree) in (tuple, list):
+        return type(tree)([_mapped(part, change) for part in tree])
+    if type(tree) is dict:
+        return {name: _mapped(part, change) for name, part in tree.items()}
+    return tree
 
 
 @contextmanager
