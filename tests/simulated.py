@@ -32,11 +32,29 @@ READING = {
 COPYING = {aten._to_copy.default, aten.copy_.default}
 # Views, and memory without values: nothing runs on the device.
 FREE = {
-    aten.view.default, aten._unsafe_view.default, aten.slice.Tensor, aten.select.int, aten.unsqueeze.default, aten.t.default,
-    aten.transpose.int, aten.detach.default, aten.alias.default, aten.expand.default, aten.split.Tensor, aten.unbind.int,
-    aten.diagonal.default, aten.permute.default, aten.empty.memory_format, aten.empty_like.default, aten.squeeze.dim,
-    aten.split_with_sizes.default, aten.empty_strided.default, aten.view.dtype, aten.new_empty.default, aten.as_strided.default,
-}  # fmt: skip
+    aten.view.default,
+    aten._unsafe_view.default,
+    aten.slice.Tensor,
+    aten.select.int,
+    aten.unsqueeze.default,
+    aten.t.default,
+    aten.transpose.int,
+    aten.detach.default,
+    aten.alias.default,
+    aten.expand.default,
+    aten.split.Tensor,
+    aten.unbind.int,
+    aten.diagonal.default,
+    aten.permute.default,
+    aten.empty.memory_format,
+    aten.empty_like.default,
+    aten.squeeze.dim,
+    aten.split_with_sizes.default,
+    aten.empty_strided.default,
+    aten.view.dtype,
+    aten.new_empty.default,
+    aten.as_strided.default,
+}
 INDEXING = {aten.index.Tensor, aten.index_put_.default, aten.index_put.default}
 
 
@@ -61,6 +79,9 @@ class OnDevice(torch.Tensor):
 
     def data_ptr(self) -> int:
         return self.values.data_ptr()
+
+    def untyped_storage(self) -> torch.UntypedStorage:
+        return self.values.untyped_storage()
 
     def __float__(self) -> float:
         return float(self.item())
@@ -102,7 +123,8 @@ class OnDevice(torch.Tensor):
 
 class Simulation(TorchDispatchMode):
     """Within it, tensors can be on the device. waits: how often the host waited for it, by the package's function that
-    asked. kernels: what ran on it, by operation."""
+    asked. kernels: what ran on it, by operation.
+    """
 
     device = DEVICE
 
@@ -239,19 +261,28 @@ def on_device(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def move(model: nn.Module) -> None:
-    """Moves a model's parameters and buffers onto the device; what is tied stays tied."""
+    """Moves a model onto the device; what is tied stays tied."""
     known: dict[int, Any] = {}
     for module in model.modules():
-        for name, parameter in module._parameters.items():
-            if parameter is not None:
-                moved = known.setdefault(id(parameter), nn.Parameter(on_device(parameter), requires_grad=False))
-                module._parameters[name] = moved
-        for name, buffer in module._buffers.items():
-            if buffer is not None:
-                module._buffers[name] = known.setdefault(id(buffer), on_device(buffer))
+        move_own(module, DEVICE, known)
+
+
+def move_own(module: nn.Module, device: torch.device, known: dict[int, Any] | None = None) -> None:
+    """Moves a module's own parameters and buffers onto the device, those on the meta device aside.
+
+    Here they take the place of the old ones; a real device's would be put into the same parameters. known: what has
+    been moved already.
+    """
+    known = {} if known is None else known
+    for name, parameter in module._parameters.items():
+        if parameter is not None and not parameter.is_meta:
+            moved = known.setdefault(id(parameter), nn.Parameter(parameter.detach().to(device), requires_grad=False))
+            module._parameters[name] = moved
+    for name, buffer in module._buffers.items():
+        if buffer is not None and not buffer.is_meta:
+            module._buffers[name] = known.setdefault(id(buffer), buffer.to(device))
 
 
 def values_of(tree: Any) -> Any:
     """The same with the values of tensors that are on the device."""
     return _plain(tree)
-

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from channelwise.engine.plan import InputPlan, Plan, SitePlan, WeightPlan, WalkRecord
+from channelwise.engine.plan import InputPlan, Plan, SitePlan, WalkRecord, WeightPlan
 from channelwise.engine.walk import quantize_model
 from channelwise.methods import Awq, NoTransform, OutlierSuppressionPlus, OutlierTune
 from channelwise.methods.site import Method

@@ -91,5 +91,3 @@ def test_the_strides_of_what_is_given_do_not_matter() -> None:
         (result,) = repeated(total, torch.full((1,), float(step)))
         assert torch.equal(result, 2 * (torch.arange(12.0).view(3, 4).t() + step))
         assert torch.equal(total, torch.arange(12.0).view(3, 4).t() + step)
-
-

@@ -88,9 +88,7 @@ class InputFormat:
         return (self.scale.double() * power_of_two(-self.exponents)).float()
 
 
-def input_format(
-    largest: torch.Tensor, grid: FloatGrid, ratio: torch.Tensor | float, pre_shift: bool
-) -> InputFormat:
+def input_format(largest: torch.Tensor, grid: FloatGrid, ratio: torch.Tensor | float, pre_shift: bool) -> InputFormat:
     """The format whose largest value is `ratio` times the largest input.
 
     largest: float32 [channels]. ratio: a number, float32 [], or [candidates, 1] for so many formats, of which nothing

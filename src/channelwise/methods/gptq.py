@@ -15,8 +15,8 @@ from pydantic.dataclasses import dataclass
 
 from channelwise.errors import NumericalError
 from channelwise.methods.options import OPTIONS
-from channelwise.methods.repeated import Repeated, recorder_for
 from channelwise.methods.ranges import least_error_parameters
+from channelwise.methods.repeated import Repeated, recorder_for
 from channelwise.methods.triangular import unit_upper_factor
 from channelwise.numerics.floats import float_lattice
 from channelwise.numerics.granularity import Granularity, parameter_shape, row_slices
