@@ -5,17 +5,21 @@ are on the CPU unless a device is named. Whatever makes the host wait for the de
 sizes that depend on values, copies from one to the other.
 """
 
+import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-PACKAGE = "/src/channelwise/"
+import channelwise
+
+PACKAGE = f"{Path(channelwise.__file__).parent}{os.sep}"
 
 DEVICE = torch.device("cuda", 0)
 
@@ -122,8 +126,10 @@ class OnDevice(torch.Tensor):
 
 
 class Simulation(TorchDispatchMode):
-    """Within it, tensors can be on the device. waits: how often the host waited for it, by the package's function that
-    asked. kernels: what ran on it, by operation.
+    """Within it, tensors can be on the device.
+
+    waits: how often the host waited for it, by the package's function that asked. kernels: what ran on it, by
+    operation.
     """
 
     device = DEVICE
