@@ -3,9 +3,13 @@
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from tests.simulated import Simulation
 
 # Set before anything imports transformers: a test that would download something fails at once instead.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -27,6 +31,20 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("CHANNELWISE_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture
+def simulation(monkeypatch: pytest.MonkeyPatch) -> "Iterator[Simulation]":
+    """A simulated GPU: see tests/simulated.py. Operations are recorded for it as for a real one."""
+    import torch
+
+    from tests.simulated import recorder, simulated_device
+
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a real one")
+    with simulated_device() as simulated:
+        monkeypatch.setattr("channelwise.methods.gptq.recorder_for", lambda device: recorder(simulated, device))
+        yield simulated
 
 
 @pytest.fixture(scope="session")

@@ -25,7 +25,10 @@ ModelSource = str | Path | torch.nn.Module
 
 @dataclass(frozen=True)
 class StreamedWeights:
-    """A model's weights from its files, part by part, on a device (`engine.keeping.Weights`)."""
+    """A model's weights from its files, part by part, on a device (`engine.keeping.Weights`).
+
+    Each part goes to the device once, when its turn comes.
+    """
 
     stream: WeightStream
     model: torch.nn.Module

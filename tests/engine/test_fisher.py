@@ -226,6 +226,14 @@ def test_a_model_that_answers_with_one_number_has_an_importance_at_every_layer()
     assert set(importance(model, [tiny_batch(model)])) == set(layers(model))
 
 
+def test_a_class_is_drawn_as_torch_draws_it() -> None:
+    for seed in range(20):
+        shares = torch.softmax(3 * torch.randn(30, 200, generator=torch.Generator().manual_seed(seed)), dim=-1)
+        drawn, expected = (torch.Generator().manual_seed(seed) for _ in range(2))
+        assert torch.equal(fisher._drawn(shares, drawn), torch.multinomial(shares, 1, generator=expected))
+        assert torch.equal(drawn.get_state(), expected.get_state())
+
+
 @pytest.mark.parametrize("kind", ["BertModel", "BertForMaskedLM", "BertForSequenceClassification"])
 def test_an_answer_that_is_not_finite_gives_none(kind: str) -> None:
     model = bert(kind)

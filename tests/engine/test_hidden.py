@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from channelwise.engine.hidden import HiddenStates
+from channelwise.engine.hidden import HiddenStates, fitting
 from channelwise.errors import InputError
 
 SAMPLES = 5
@@ -148,6 +148,16 @@ class TestRestored:
     def test_nothing_comes_back_where_nothing_was_kept(self) -> None:
         with pytest.raises(ValueError, match="nothing outlived"):
             HiddenStates().restore(0, [0])
+
+
+@pytest.mark.parametrize(("budget", "kept"), [(None, 500), (400, 400), (600, 500)])
+def test_on_a_gpu_states_take_at_most_half_of_what_is_free(
+    monkeypatch: pytest.MonkeyPatch, budget: int | None, kept: int
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: (1000, 2000))
+    assert fitting(budget, torch.device("cuda")) == kept
+    assert fitting(budget, torch.device("cpu")) == budget
 
 
 def test_a_file_of_a_state_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from channelwise.engine.quantize import plain_input, plain_layer, quantize_linea
 from channelwise.engine.walk import quantize_model
 from channelwise.errors import InputError, NumericalError
 from channelwise.methods import NoTransform, OutlierSuppressionPlus, OutlierTune
-from channelwise.methods.site import ChannelStatistics
+from channelwise.methods.site import Candidate, ChannelStatistics
 from channelwise.model.blocks import find_blocks
 from channelwise.model.calls import capture_calls
 from channelwise.model.sites import discover_sites
@@ -178,6 +178,18 @@ def test_the_loss_of_q_k_v_is_measured_behind_the_attention() -> None:
         fine = q.loss(ChannelTransform())
         coarse = evaluator("self_attn.q_proj", InputPlan((IntegerGrid(3),), "token")).loss(ChannelTransform())
     assert 0 < fine < coarse
+
+
+@pytest.mark.parametrize("name", ["self_attn.q_proj", "mlp.down_proj"])
+def test_losses_that_are_asked_together_are_those_asked_one_by_one(name: str) -> None:
+    site = evaluator(name, InputPlan((IntegerGrid(4),), "static"))
+    channels = site.site.channels
+    candidates = [Candidate(ChannelTransform(scale=torch.linspace(1, s, channels)), 1 / s) for s in (1, 2, 3)]
+    with torch.no_grad():
+        together = site.losses(candidates)
+        assert together == [site.loss(candidate.transform, candidate.clip) for candidate in candidates]
+        assert len(set(together)) == 3
+        assert site.losses([]) == []
 
 
 def test_the_loss_of_a_single_layer_is_that_of_its_output() -> None:

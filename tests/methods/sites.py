@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from channelwise.methods.site import ChannelStatistics, Importance, LayerChoice, input_step
+from channelwise.methods.site import Candidate, ChannelStatistics, Importance, LayerChoice, input_step
 from channelwise.numerics.granularity import ROW
 from channelwise.numerics.grids import Grid, IntegerGrid
 from channelwise.numerics.inputs import static_codes, static_vectors
@@ -72,6 +72,10 @@ class TensorSite:
         flat = self.x.flatten(0, 1)
         pairs = zip(self.output(transform, clip), self.weights, strict=True)
         return sum(float((y - flat @ w.t()).square().sum(dim=1).mean()) for y, w in pairs)
+
+    def losses(self, candidates: Sequence[Candidate]) -> list[float]:
+        """One after the other."""
+        return [self.loss(candidate.transform, candidate.clip) for candidate in candidates]
 
 
 def outlier_site(seed: int = 0, channels: int = 64, grid: IntegerGrid | None = None, offset: float = 1.0) -> TensorSite:

@@ -6,7 +6,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from channelwise.numerics.floats import BLOCK, float_lattice, lattice_codes, lattice_unit, power_of_two
+from channelwise.numerics.floats import (
+    BLOCK,
+    float_lattice,
+    lattice_codes,
+    lattice_unit,
+    positive_lattice,
+    power_of_two,
+)
 from channelwise.numerics.granularity import TENSOR
 from channelwise.numerics.quantizer import Parameters, encode, fake_quantize
 from tests.numerics.cases import E2M1, FLOAT_GRIDS, gaussian, per_grid
@@ -37,6 +44,11 @@ def test_every_float32_is_rounded_as_its_code_is(grid, x):
 def test_values_and_ties_and_their_neighbours(grid):
     x = torch.cat([near_values_and_ties(grid), torch.tensor([0.0, 2.0**-149, -(2.0**-149), torch.inf, -torch.inf])])
     assert torch.equal(float_lattice(x, grid), by_codes(x, grid))
+
+
+@pytest.mark.parametrize("grid", FLOAT_GRIDS, ids=str)
+def test_the_values_made_on_a_device_are_the_grids(grid):
+    assert torch.equal(positive_lattice(grid, torch.device("cpu")), grid.positive_values().float())
 
 
 @pytest.mark.parametrize("grid", FLOAT_GRIDS, ids=str)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import islice
 from typing import Any
 
 import torch
@@ -13,7 +14,15 @@ from channelwise.engine.hooks import captured_call, run_until_seen, stand_ins
 from channelwise.engine.plan import InputPlan, WeightPlan
 from channelwise.engine.sampling import TokenSampler
 from channelwise.engine.world import ALONE, World
-from channelwise.methods.site import ChannelStatistics, Choice, Importance, LayerChoice, SiteView, input_step
+from channelwise.methods.site import (
+    Candidate,
+    ChannelStatistics,
+    Choice,
+    Importance,
+    LayerChoice,
+    SiteView,
+    input_step,
+)
 from channelwise.model.linears import bias_vector, weight_matrix
 from channelwise.model.sites import Site
 from channelwise.numerics.grids import Grid
@@ -114,18 +123,30 @@ class SiteEvaluator:
             owners[layer] = load.index(min(load))
             load[owners[layer]] += costs[layer]
         own = {layer: solve(layer) for layer, owner in owners.items() if owner == self.world.rank}
-        found = {layer: choice for part in self.world.gathered(own) for layer, choice in part.items()}
-        return tuple(found[layer] for layer in range(len(costs)))
+        if self.world.size == 1:
+            return tuple(own[layer] for layer in range(len(costs)))
+        # What is pickled on one GPU comes out on that GPU, which is another rank's.
+        portable = {layer: choice.to("cpu") for layer, choice in own.items()}
+        found = {layer: choice for part in self.world.gathered(portable) for layer, choice in part.items()}
+        return tuple(found[layer].to(self.weights[layer].device) for layer in range(len(costs)))
 
     def loss(self, transform: ChannelTransform, clip: float = 1.0) -> float:
         """Sum over features, mean over tokens, of the squared output difference."""
-        inputs = [self._quantized_input(transform, target.x, clip) for target in self._targets]
+        return self.losses([Candidate(transform, clip)])[0]
+
+    def losses(self, candidates: Sequence[Candidate]) -> list[float]:
+        """The loss of each candidate."""
+        return self._means([self._errors(candidate) for candidate in candidates])
+
+    def _errors(self, candidate: Candidate) -> list[list[torch.Tensor]]:
+        """By target what changes, as squared sums [], left on the device."""
+        transform = candidate.transform
+        inputs = [self._quantized_input(transform, target.x, candidate.clip) for target in self._targets]
         by_layer = [self._outputs(layer, inputs, transform) for layer in range(len(self.site.linears))]
-        total, tokens = 0.0, 0
-        for target, *outputs in zip(self._targets, *by_layer, strict=True):
-            total += _squared_difference(self._observe(target.run, outputs, target.x.dtype), target.seen)
-            tokens += target.tokens
-        return self._mean(total, tokens)
+        return [
+            _squared_differences(self._observe(target.run, outputs, target.x.dtype), target.seen)
+            for target, *outputs in zip(self._targets, *by_layer, strict=True)
+        ]
 
     def weight_loss(self, transform: ChannelTransform, linear: str, weight: torch.Tensor) -> float:
         """The same for one layer's rounded weight, its inputs and the site's other layers in floating point.
@@ -136,20 +157,27 @@ class SiteEvaluator:
         bias = self._biases[index]
         if transform.shift is not None:
             bias = transform.fold_bias(self.weights[index], bias)
-        total, tokens = 0.0, 0
+        errors = []
         for target in self._targets:
             changed = apply_linear(transform.apply(target.x.float()), weight, bias)
             if self.dependents:
                 outputs = [*target.outputs[:index], changed, *target.outputs[index + 1 :]]
-                total += _squared_difference(self._observe(target.run, outputs, target.x.dtype), target.seen)
+                errors.append(_squared_differences(self._observe(target.run, outputs, target.x.dtype), target.seen))
             else:
-                total += _squared_difference([changed], [target.seen[index]])
-            tokens += target.tokens
-        return self._mean(total, tokens)
+                errors.append(_squared_differences([changed], [target.seen[index]]))
+        return self._means([errors])[0]
 
-    def _mean(self, total: float, tokens: int) -> float:
-        total, count = self.world.totals([total, float(tokens)])
-        return total / max(count, 1.0)
+    def _means(self, errors: Sequence[Sequence[Sequence[torch.Tensor]]]) -> list[float]:
+        """Each candidate's errors by target, summed over all ranks' targets in float64, over their tokens.
+
+        One look at the device and one exchange between the ranks, however many candidates there are.
+        """
+        flat = [error for candidate in errors for target in candidate for error in target]
+        numbers = iter(torch.stack(flat).tolist() if flat else ())
+        totals = [sum((sum(islice(numbers, len(target))) for target in candidate), 0.0) for candidate in errors]
+        tokens = float(sum(target.tokens for target in self._targets))
+        *totals, count = self.world.totals([*totals, tokens])
+        return [total / max(count, 1.0) for total in totals]
 
     @cached_property
     def _modules(self) -> tuple[nn.Module, ...]:
@@ -250,8 +278,8 @@ class SiteEvaluator:
         return transform.apply(x.float()) if encoder is None else encoder(x).values()
 
 
-def _squared_difference(seen: Sequence[torch.Tensor], targets: Sequence[torch.Tensor]) -> float:
-    return sum(float((s.float() - t.float()).square().sum()) for s, t in zip(seen, targets, strict=True))
+def _squared_differences(seen: Sequence[torch.Tensor], targets: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    return [(s.float() - t.float()).square().sum() for s, t in zip(seen, targets, strict=True)]
 
 
 def _constant(output: torch.Tensor) -> Callable[..., torch.Tensor]:
@@ -260,7 +288,7 @@ def _constant(output: torch.Tensor) -> Callable[..., torch.Tensor]:
 
 def with_searched_clip(choice: Choice, site: SiteView) -> Choice:
     """The choice with the share of `CLIPS` that has the least loss; 1 is among them, so the loss never rises."""
-    losses = {clip: site.loss(choice.transform, clip) for clip in CLIPS}
+    losses = dict(zip(CLIPS, site.losses([Candidate(choice.transform, clip) for clip in CLIPS]), strict=True))
     clip = min(losses, key=losses.__getitem__)
     return replace(choice, clip=clip, notes={**choice.notes, "clip": clip, "loss": losses[clip]})
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from channelwise.engine.plan import SitePlan, WeightPlan
 from channelwise.engine.quantize import plain_input, plain_layer
-from channelwise.methods.site import ChannelStatistics, Choice, InputQuantizer, LayerChoice, Method
+from channelwise.methods.site import Candidate, ChannelStatistics, Choice, InputQuantizer, LayerChoice, Method
 from channelwise.model.experts import expert_prefixes
 from channelwise.model.linears import weight_matrix
 from channelwise.model.sites import Site
@@ -134,6 +134,10 @@ class _SharedSite:
 
     def loss(self, transform: ChannelTransform, clip: float = 1.0) -> float:
         """Nothing to measure it on."""
+        raise _TokensNeededError
+
+    def losses(self, candidates: Sequence[Candidate]) -> NoReturn:
+        """Nothing to measure them on."""
         raise _TokensNeededError
 
 

@@ -36,7 +36,8 @@ def output_importance(
     What is kept is the squared gradients' sum for each sampled token and for each output: two vectors a layer, whose
     product stands for the whole matrix. A layer that no token reached, or whose gradients are all 0, is missing.
     """
-    generator = torch.Generator().manual_seed(seed)
+    # On the device that draws, so that nothing is carried there; each kind of device draws its own numbers.
+    generator = torch.Generator(next(iter(batches[0].values())).device).manual_seed(seed)
     tokens: dict[str, list[torch.Tensor]] = {}
     outputs: dict[str, torch.Tensor] = {}
     for index, batch in enumerate(batches):
@@ -80,7 +81,7 @@ def _losses(result: Any, generator: torch.Generator) -> Iterator[tuple[float, to
     if logits is None or logits.shape[-1] == 1:
         answers = _answers(result)
         for _ in range(DRAWS):
-            noise = [torch.randn(answer.shape, generator=generator).to(answer.device) for answer in answers]
+            noise = [torch.randn(answer.shape, generator=generator, device=answer.device) for answer in answers]
             parts = [(draw * answer).sum() for draw, answer in zip(noise, answers, strict=True)]
             yield 1.0 / DRAWS, torch.stack(parts).sum()
         return
@@ -92,8 +93,16 @@ def _losses(result: Any, generator: torch.Generator) -> Iterator[tuple[float, to
             yield 1.0, -(shares[:, index].sqrt() * likelihoods[:, index]).sum()
         return
     for _ in range(DRAWS if bool(torch.isfinite(shares).all()) else 0):
-        drawn = torch.multinomial(shares.cpu(), 1, generator=generator).to(shares.device)
-        yield 1.0 / DRAWS, -likelihoods.gather(1, drawn).sum()
+        yield 1.0 / DRAWS, -likelihoods.gather(1, _drawn(shares, generator)).sum()
+
+
+def _drawn(shares: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """One class for each row of probabilities [rows, classes], int64 [rows, 1].
+
+    What torch.multinomial does for one draw, which then looks at the device whether they are probabilities.
+    """
+    waiting = torch.empty_like(shares).exponential_(1, generator=generator)
+    return (shares / waiting).argmax(dim=-1, keepdim=True)
 
 
 def _answers(result: Any) -> list[torch.Tensor]:

@@ -22,12 +22,20 @@ def nowhere(boundary: int) -> Path | None:
     return None
 
 
+def fitting(budget: int | None, device: torch.device) -> int | None:
+    """The budget of hidden states that stay on a device: on a GPU at most half of what is free there now."""
+    if device.type != "cuda" or not torch.cuda.is_available():
+        return budget
+    free = torch.cuda.mem_get_info(device)[0] // 2
+    return free if budget is None else min(budget, free)
+
+
 @dataclass
 class HiddenStates:
     """One tensor [batch, tokens, channels] for each sample; boundary k lies before block k.
 
     budget: bytes that stay in memory, None for all. What does not fit is in a file that is read each time. Where a run
-    has to survive, every state is in a file, too. device: where states are given.
+    has to survive, every state is in a file, too. device: where states are given, and stay if they do.
     """
 
     budget: int | None = None

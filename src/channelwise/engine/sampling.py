@@ -28,7 +28,8 @@ class TokenSampler:
     def chosen(self, sample: int, x: torch.Tensor) -> torch.Tensor:
         """The chosen rows of x [..., tokens, channels] as [chosen tokens, channels]."""
         flat = x.reshape(-1, x.shape[-1])
-        return flat[self.rows(sample, len(flat)).to(x.device)]
+        # The host need not wait until the device has the places.
+        return flat[self.rows(sample, len(flat)).to(x.device, non_blocking=True)]
 
 
 def items_of(batches: Sequence[Mapping[str, torch.Tensor]]) -> list[int]:

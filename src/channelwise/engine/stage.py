@@ -148,8 +148,8 @@ def _collect(
     stage: Stage, statistics_of: Sequence[Site], hessians_of: Sequence[Site]
 ) -> tuple[dict[str, ChannelStatistics], dict[str, Hessian]]:
     """What one pass over all ranks' samples gathers of sites' inputs; nothing of those that no token reached."""
-    builders = {site.name: StatisticsBuilder(site.channels) for site in statistics_of}
-    hessians = {site.name: _hessian_builder(stage, site) for site in hessians_of}
+    builders = {site.name: StatisticsBuilder(site.channels, _device(stage, site)) for site in statistics_of}
+    hessians = {site.name: HessianBuilder(site.channels, _device(stage, site)) for site in hessians_of}
 
     def see(site: str, x: torch.Tensor) -> None:
         if site in builders:
@@ -167,9 +167,9 @@ def _collect(
     )
 
 
-def _hessian_builder(stage: Stage, site: Site) -> HessianBuilder:
-    """On the device of the site's weights, where the rounding needs it."""
-    return HessianBuilder(site.channels, weight_matrix(stage.root.get_submodule(site.linears[0])).device)
+def _device(stage: Stage, site: Site) -> torch.device:
+    """That of the site's weights, where methods and rounding need what is known of its input."""
+    return weight_matrix(stage.root.get_submodule(site.linears[0])).device
 
 
 def _chosen(

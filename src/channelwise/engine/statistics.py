@@ -30,15 +30,19 @@ REDUCTIONS = {
 
 @dataclass
 class StatisticsBuilder:
-    """Running statistics of one site's input; memory is a few vectors of [channels], whatever the data."""
+    """Running statistics of one site's input; memory is a few vectors of [channels], whatever the data.
+
+    device: where they are kept. On that of the inputs, nothing is read back from it.
+    """
 
     channels: int
+    device: torch.device | str = "cpu"
 
     def __post_init__(self) -> None:
-        self.minimum = torch.full((self.channels,), torch.inf)
-        self.maximum = torch.full((self.channels,), -torch.inf)
-        self.center_sum = torch.zeros(self.channels, dtype=torch.float64)
-        self.absolute_sum = torch.zeros(self.channels, dtype=torch.float64)
+        self.minimum = torch.full((self.channels,), torch.inf, device=self.device)
+        self.maximum = torch.full((self.channels,), -torch.inf, device=self.device)
+        self.center_sum = torch.zeros(self.channels, dtype=torch.float64, device=self.device)
+        self.absolute_sum = torch.zeros(self.channels, dtype=torch.float64, device=self.device)
         self.samples = 0
         self.tokens = 0
 
@@ -49,11 +53,11 @@ class StatisticsBuilder:
         x = x.detach().reshape(1, -1, self.channels) if x.dim() < 3 else x.detach().flatten(1, -2)
         # On the CPU several times as fast as in 16 bits, as aminmax over tokens, and as sums in float64.
         x = x.float()
-        low, high = x.amin(dim=1).cpu(), x.amax(dim=1).cpu()
+        low, high = x.amin(dim=1).to(self.device), x.amax(dim=1).to(self.device)
         self.minimum = torch.minimum(self.minimum, low.amin(dim=0))
         self.maximum = torch.maximum(self.maximum, high.amax(dim=0))
         self.center_sum += ((low + high) / 2).double().sum(dim=0)
-        self.absolute_sum += x.abs().sum(dim=(0, 1)).double().cpu()
+        self.absolute_sum += x.abs().sum(dim=(0, 1)).double().to(self.device)
         self.samples += x.shape[0]
         self.tokens += x.shape[0] * x.shape[1]
 

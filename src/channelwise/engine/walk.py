@@ -12,7 +12,7 @@ from channelwise.engine.embedding import quantize_embedding
 from channelwise.engine.experts import like_sites
 from channelwise.engine.fisher import output_importance
 from channelwise.engine.fit import asks_for_importance, head_to_quantize, left_as_it_is, taken_apart
-from channelwise.engine.hidden import HiddenStates, nowhere
+from channelwise.engine.hidden import HiddenStates, fitting, nowhere
 from channelwise.engine.keeping import InPlace, Keeper, KeepNothing, StageOutcome, Weights, loaded
 from channelwise.engine.phases import Phases
 from channelwise.engine.plan import Plan, SiteRecord, WalkRecord
@@ -118,7 +118,7 @@ class Walker:
         self.sites: dict[Hashable, tuple[Site, ...]] = {}
         self.probe = _probe_batch(batches[0])
         device, folder = next(iter(self.probe.values())).device, around.keeper.hidden_folder
-        self.hidden = HiddenStates(around.activation_memory, folder, device)
+        self.hidden = HiddenStates(fitting(around.activation_memory, device), folder, device)
         # The same on every rank, so one of them keeps it.
         self.probe_hidden = HiddenStates(None, folder if around.world.rank == 0 else nowhere, device)
         if around.weights.streamed and asks_for_importance(model, plan):
@@ -264,17 +264,18 @@ class Walker:
         self.hidden.advance()
         self.probe_hidden.advance()
         with self.around.world.agree():
-            probe = self.captured.calls[0][index]
-            self.probe_hidden[PROBE] = self._finite(probe.run(block, self.probe_hidden[PROBE]), name)
+            probe = self.captured.calls[0][index].run(block, self.probe_hidden[PROBE])
+            self.probe_hidden[PROBE] = probe
+            finite = [torch.isfinite(probe).all()]
             for sample in self.own:
-                self.hidden[sample] = self._finite(self._run(index, block, sample), name)
-
-    def _finite(self, state: torch.Tensor, name: str) -> torch.Tensor:
-        if not bool(torch.isfinite(state).all()):
-            original = self.plan.calibrate_on == "original"
-            advice = "check the model's weights and dtype" if original else "after quantization; try more bits"
-            raise NumericalError(f"{name}: its output is not finite{',' if original else ''} {advice}")
-        return state
+                state = self._run(index, block, sample)
+                self.hidden[sample] = state
+                finite.append(torch.isfinite(state).all())
+            # One look at the device for all of them.
+            if not bool(torch.stack(finite).all()):
+                original = self.plan.calibrate_on == "original"
+                advice = "check the model's weights and dtype" if original else "after quantization; try more bits"
+                raise NumericalError(f"{name}: its output is not finite{',' if original else ''} {advice}")
 
     def _count_tokens(self) -> float:
         """How many tokens the calibration set has; how many an image is made of, only the model knows."""

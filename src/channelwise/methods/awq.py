@@ -7,7 +7,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from channelwise.methods.options import OPTIONS
-from channelwise.methods.site import Choice, SiteView, positive
+from channelwise.methods.site import Candidate, Choice, SiteView, positive
 from channelwise.numerics.transform import ChannelTransform
 
 
@@ -25,13 +25,11 @@ class Awq:
         loudness = site.statistics.mean_absolute
         if loudness is None:
             raise ValueError("AWQ needs the mean of |X|")
-        found = {}
-        for step in range(self.steps):
-            transform = awq_transform(loudness, step / self.steps)
-            found[step] = (site.loss(transform), transform)
-        best = min(found, key=lambda step: found[step][0])
-        loss, transform = found[best]
-        return Choice(transform, {"alpha": best / self.steps, "loss": loss, "loss_unscaled": found[0][0]})
+        transforms = [awq_transform(loudness, step / self.steps) for step in range(self.steps)]
+        losses = site.losses([Candidate(transform) for transform in transforms])
+        best = min(range(self.steps), key=losses.__getitem__)
+        notes = {"alpha": best / self.steps, "loss": losses[best], "loss_unscaled": losses[0]}
+        return Choice(transforms[best], notes)
 
 
 def awq_transform(loudness: torch.Tensor, power: float) -> ChannelTransform:

@@ -37,11 +37,11 @@ class LayerProblem:
 
     def loss(self, inputs: torch.Tensor, weight: torch.Tensor) -> float:
         """Sum over features, mean over tokens, of the weighted squared error of X̃ W̃ᵀ."""
-        total = 0.0
+        total = torch.zeros((), dtype=torch.float64, device=weight.device)
         for part in _chunks(len(self.inputs), len(self.weight)):
             error = self.inputs[part] @ self.weight.t() - inputs[part] @ weight.t()
-            total += float(self.by_token(self.by_output(error.square_()).sum(dim=1), part).sum(dtype=torch.float64))
-        return total / max(len(self.inputs), 1)
+            total += self.by_token(self.by_output(error.square_()).sum(dim=1), part).sum(dtype=torch.float64)
+        return float(total) / max(len(self.inputs), 1)
 
     def by_token(self, x: torch.Tensor, part: slice = slice(None), power: float = 1.0) -> torch.Tensor:
         """x [..., tokens] of some tokens, times a power of their importance."""
@@ -66,7 +66,10 @@ class WeightFormat:
 
 @dataclass(frozen=True)
 class InputFormat:
-    """An input's format: grid, scale 2^−ρ (float32 []), and b_j, int64 [channels], None without a pre-shift."""
+    """An input's format: grid, scale 2^−ρ (float32 []), and b_j, int64 [channels], None without a pre-shift.
+
+    Of several candidates side by side: scale float32 [candidates, 1], b_j [candidates, channels].
+    """
 
     grid: FloatGrid
     scale: torch.Tensor
@@ -79,28 +82,28 @@ class InputFormat:
 
     @property
     def channel_scales(self) -> torch.Tensor:
-        """2^−(ρ + b_j), float32 [channels], or [] without a pre-shift."""
+        """2^−(ρ + b_j), float32 [channels], or the scale's shape without a pre-shift."""
         if self.exponents is None:
             return self.scale
         return (self.scale.double() * power_of_two(-self.exponents)).float()
 
 
-def input_format(largest: torch.Tensor, grid: FloatGrid, ratio: float, pre_shift: bool) -> InputFormat:
+def input_format(largest: torch.Tensor, grid: FloatGrid, ratio: torch.Tensor | float, pre_shift: bool) -> InputFormat:
     """The format whose largest value is `ratio` times the largest input.
 
-    largest: float32 [channels]. With the pre-shift b_j = clip(round(b̃_j − ρ), 0, 2^e − 1), b̃_j from max|X_j|
+    largest: float32 [channels]. ratio: a number, float32 [], or [candidates, 1] for so many formats, of which nothing
+    is read back from the device. With the pre-shift b_j = clip(round(b̃_j − ρ), 0, 2^e − 1), b̃_j from max|X_j|
     (eq. 10–12): at ratio 1, ρ is the smallest channel's bias and the largest channel's b_j is 0.
     """
     top = largest.amax() * ratio
     scale = torch.clamp(top / grid.largest_value, min=SMALLEST_SCALE)
     if not pre_shift:
         return InputFormat(grid, scale, None)
-    alive = largest > 0
     # b̃_j − ρ is how many times the channel fits into the range, in powers of two; a channel of zeros fits anywhere.
     fits = torch.log2(top.double() / largest.double().clamp(min=SMALLEST_SCALE))
     exponents = torch.round(fits).clamp(0, 2**grid.exponent_bits - 1).long()
-    widest = int(exponents[alive].amax()) if bool(alive.any()) else 0
-    return InputFormat(grid, scale, exponents.clamp(max=widest))
+    widest = torch.where(largest > 0, exponents, 0).amax(dim=-1, keepdim=True)
+    return InputFormat(grid, scale, torch.minimum(exponents, widest))
 
 
 @dataclass(frozen=True)
@@ -175,8 +178,7 @@ class InputSearch:
 
     def losses(self, grid: FloatGrid, ratios: torch.Tensor) -> torch.Tensor:
         """Losses up to a constant, float64 [candidates]; ratios: float32 [candidates] of the largest |x|."""
-        formats = [input_format(self.problem.largest, grid, float(ratio), self.pre_shift) for ratio in ratios]
-        scales = torch.stack([found.channel_scales for found in formats]).view(len(formats), 1, -1)
+        scales = input_format(self.problem.largest, grid, ratios[:, None], self.pre_shift).channel_scales[:, None]
         total = torch.zeros(len(ratios), dtype=torch.float64, device=ratios.device)
         tokens, columns = self.problem.inputs.shape
         for part in _chunks(tokens, len(ratios) * max(columns, 0 if self._by_gram else self.weight.shape[0])):
@@ -231,6 +233,11 @@ STRIDES = (8, 4, 2, 1)
 """A search from nothing looks at every eighth ratio, then closer around the best."""
 
 
+def place_of_one(ratios: torch.Tensor) -> torch.Tensor:
+    """Where 1 stands in a grid of ratios, int64 []; not read back from the device."""
+    return (ratios == 1).int().argmax()
+
+
 def ratio_grid(count: int) -> torch.Tensor:
     """The format's largest value over the largest number: `count` from 0.01 to 1.2 (the paper's), and 1; float32."""
     evenly = torch.linspace(SMALLEST_RATIO, LARGEST_RATIO, count, dtype=torch.float64)
@@ -240,7 +247,7 @@ def ratio_grid(count: int) -> torch.Tensor:
 def best_rows(table: torch.Tensor, grids: Sequence[FloatGrid], ratios: int = 100) -> WeightFormat:
     """The format of a matrix float32 [rows, columns] with the least squared error, one scale for each row."""
     shares = ratio_grid(ratios).to(table.device)
-    one = torch.full((len(table),), int((shares == 1).nonzero()[0]), device=table.device)
+    one = place_of_one(shares).expand(len(table))
     found: list[tuple[float, WeightFormat]] = []
     for grid in grids:
 

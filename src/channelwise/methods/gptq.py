@@ -16,6 +16,7 @@ from pydantic.dataclasses import dataclass
 from channelwise.errors import NumericalError
 from channelwise.methods.options import OPTIONS
 from channelwise.methods.ranges import least_error_parameters
+from channelwise.methods.repeated import Repeated, recorder_for
 from channelwise.methods.triangular import unit_upper_factor
 from channelwise.numerics.floats import float_lattice
 from channelwise.numerics.granularity import Granularity, parameter_shape, row_slices
@@ -136,24 +137,15 @@ def _rounded(
     order = factor.order
     original = torch.empty(columns, rows, device=weight.device).copy_(weight.t())
     work = original[order]
+    rounding = Repeated(_BlockRounding(grid, granularity, options), recorder_for(weight.device))
     found: list[Parameters] = []
     for start in range(0, columns, options.block):
         part = slice(start, min(start + options.block, columns))
-        block, given = work[part], original[order[part]]
-        changes = torch.empty_like(block)
-        shared = None if fixed is None else _of_columns(fixed, order[part] // (granularity.group_size or columns))
-        for index, column in enumerate(block):
-            if shared is None:
-                found.append(_in_turn(column[:, None], grid, granularity, options))
-                own = _over_rows(found[-1], rows, granularity)
-            else:
-                own = _one(shared, index)
-            lattice = _nearest(column, own, grid)
-            torch.sub(lattice * own.scale, given[index], out=changes[index])
-            column.copy_(lattice)
-            effects = factor.effects[start + index, start + index + 1 : part.stop]
-            block[index + 1 :].addr_(effects, changes[index], alpha=-1)
+        shared = () if fixed is None else _of_columns(fixed, order[part] // (granularity.group_size or columns))
+        changes, *own = rounding(work[part], original[order[part]], factor.effects[part, part], *shared)
         work[part.stop :].addmm_(factor.effects[part, part.stop :].t(), changes, alpha=-1)
+        if fixed is None:
+            found.append(Parameters(*own))
 
     # The original's memory takes the lattice values in the order of the channels.
     lattice = original.index_copy_(0, order, work).t()
@@ -161,6 +153,43 @@ def _rounded(
     result = _of_groups(joined(found, dim=1), back) if fixed is None else fixed
     unscaled = Parameters(torch.ones_like(result.scale), result.zero_point)
     return encode(lattice, unscaled, grid, granularity), result
+
+
+@plain_dataclass(frozen=True)
+class _BlockRounding:
+    """Rounds some columns in their order, each one making up for the errors of those before it.
+
+    block: float32 [columns, rows], the current values; lattice values (before the scale) take their place. given: the
+    original ones. effects: their part of V. shared: scales, and zero points if there are any, [columns, rows or 1];
+    none where they come from a column's values in its turn. Gives the columns' changes [columns, rows], and scales and
+    zero points [groups, columns] that were found. No value is read, so that all of it can be recorded.
+    """
+
+    grid: Grid
+    granularity: Granularity
+    options: Gptq
+
+    def __call__(
+        self, block: torch.Tensor, given: torch.Tensor, effects: torch.Tensor, *shared: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        changes = torch.empty_like(block)
+        found: list[Parameters] = []
+        for index, (column, change) in enumerate(zip(block, changes, strict=True)):
+            values, lost = column, change
+            if shared:
+                own = Parameters(*[part[index] for part in shared])
+            else:
+                found.append(_in_turn(column[:, None], self.grid, self.granularity, self.options))
+                own, shape = _beside(found[-1], len(column), self.granularity)
+                values, lost = column.view(shape), change.view(shape)
+            _round(values, own, self.grid)
+            torch.mul(values, own.scale, out=lost)
+            change.sub_(given[index])
+            block[index + 1 :].addr_(effects[index, index + 1 :], change, alpha=-1)
+        if shared:
+            return (changes,)
+        parameters = joined(found, dim=1)
+        return (changes, *_tensors(parameters))
 
 
 def _in_turn(column: torch.Tensor, grid: Grid, granularity: Granularity, options: Gptq) -> Parameters:
@@ -178,34 +207,37 @@ def _check_fixed(parameters: Parameters, shape: tuple[int, int], granularity: Gr
         raise ValueError(f"scales of shape {tuple(parameters.scale.shape)} where {expected} is needed")
 
 
-def _nearest(column: torch.Tensor, parameters: Parameters, grid: Grid) -> torch.Tensor:
-    """The lattice values (before the scale) nearest to one column [rows]; as `encode` finds them."""
-    scaled = column / parameters.scale
+def _round(column: torch.Tensor, parameters: Parameters, grid: Grid) -> None:
+    """Puts the nearest lattice values (before the scale) in place of a column's values; as `encode` finds them."""
+    column.div_(parameters.scale)
     if isinstance(grid, FloatGrid):
-        return float_lattice(scaled, grid)
-    rounded = torch.round(scaled)
-    if parameters.zero_point is None:
-        return rounded.clamp_(grid.lowest, grid.highest)
-    return rounded.add_(parameters.zero_point).clamp_(grid.lowest, grid.highest).sub_(parameters.zero_point)
+        column.copy_(float_lattice(column, grid))
+    elif parameters.zero_point is None:
+        column.round_().clamp_(grid.lowest, grid.highest)
+    else:
+        zero_point = parameters.zero_point
+        column.round_().add_(zero_point).clamp_(grid.lowest, grid.highest).sub_(zero_point)
 
 
-def _of_columns(parameters: Parameters, groups: torch.Tensor) -> Parameters:
+def _tensors(parameters: Parameters) -> tuple[torch.Tensor, ...]:
+    """Scale, and zero point if there is one."""
+    return (parameters.scale,) if parameters.zero_point is None else (parameters.scale, parameters.zero_point)
+
+
+def _of_columns(parameters: Parameters, groups: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """Parameters [rows or 1, groups] at some groups, transposed: [columns, rows or 1]."""
-    zero_point = parameters.zero_point
-    return Parameters(parameters.scale.t()[groups], None if zero_point is None else zero_point.t()[groups])
+    return tuple(part.t()[groups] for part in _tensors(parameters))
 
 
-def _one(parameters: Parameters, index: int) -> Parameters:
-    zero_point = parameters.zero_point
-    return Parameters(parameters.scale[index], None if zero_point is None else zero_point[index])
-
-
-def _over_rows(parameters: Parameters, rows: int, granularity: Granularity) -> Parameters:
-    """One column's parameters [groups, 1] for each of its entries: [rows]."""
-    # Three times as fast as `expand`, which counts for what is done once per column.
+def _beside(parameters: Parameters, rows: int, granularity: Granularity) -> tuple[Parameters, torch.Size]:
+    """One column's parameters [groups, 1], and the shape of the column's values that they broadcast against."""
     size, zero_point = granularity.group_size or rows, parameters.zero_point
+    if rows % size == 0:
+        return parameters, torch.Size((rows // size, size))
+    # Three times as fast as `expand`, which counts for what is done once per column.
     scale = parameters.scale.expand(-1, size).reshape(-1)[:rows]
-    return Parameters(scale, None if zero_point is None else zero_point.expand(-1, size).reshape(-1)[:rows])
+    zero_point = None if zero_point is None else zero_point.expand(-1, size).reshape(-1)[:rows]
+    return Parameters(scale, zero_point), torch.Size((rows,))
 
 
 def _of_groups(parameters: Parameters, groups: torch.Tensor) -> Parameters:

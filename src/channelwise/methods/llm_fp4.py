@@ -17,6 +17,7 @@ from channelwise.methods.format_search import (
     WeightFormat,
     WeightSearch,
     input_format,
+    place_of_one,
     ratio_grid,
     row_scale,
     search_ratios,
@@ -95,7 +96,7 @@ class LlmFp4:
                 break
             by_input = InputSearch(problem, weight_found.quantized(problem.weight), self.pre_shift)
             grid, ratios = input_ranges.best(by_input.losses_of_one, inputs, number)
-            input_found = input_format(problem.largest, grid, float(ratios[0]), self.pre_shift)
+            input_found = input_format(problem.largest, grid, ratios[0], self.pre_shift)
         return _Formats(weight_found, input_found)
 
     def _ranges(self, rows: int, problem: LayerProblem) -> "_Ranges":
@@ -117,7 +118,7 @@ class _Ranges:
 
     def best(self, losses: Losses, grids: Sequence[FloatGrid], number: int) -> tuple[FloatGrid, torch.Tensor]:
         """The grid with the least loss over all rows together, and its ratios, float32 [rows]."""
-        totals: dict[FloatGrid, float] = {}
+        sums: dict[FloatGrid, torch.Tensor] = {}
         strides = (1,) if self.full else STRIDES if number == 0 else LATER_STRIDES
         for grid in self.running or grids:
 
@@ -126,15 +127,16 @@ class _Ranges:
 
             place, least = search_ratios(at, len(self.ratios), strides, self.places.get(grid, self._of_one()))
             self.places[grid] = place
-            totals[grid] = float(least.sum())
+            sums[grid] = least.sum()
+        # One look at the device for all grids.
+        totals = dict(zip(sums, torch.stack(list(sums.values())).tolist(), strict=True))
         if not self.full and not self.running:
             self.running.extend(sorted(totals, key=totals.__getitem__)[:LATER_GRIDS])
         chosen = min(totals, key=totals.__getitem__)
         return chosen, self.ratios[self.places[chosen]]
 
     def _of_one(self) -> torch.Tensor:
-        one = int((self.ratios == 1).nonzero()[0])
-        return torch.full((self.rows,), one, device=self.ratios.device)
+        return place_of_one(self.ratios).expand(self.rows)
 
 
 @plain_dataclass(frozen=True)

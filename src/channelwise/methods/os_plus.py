@@ -9,7 +9,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from channelwise.methods.options import OPTIONS
-from channelwise.methods.site import Choice, SiteView
+from channelwise.methods.site import Candidate, Choice, SiteView
 from channelwise.numerics.transform import ChannelTransform
 
 STRIDES = (12, 4, 1)
@@ -41,11 +41,12 @@ class OutlierSuppressionPlus:
         largest = site.statistics.absolute_maximum_around(center)
         thresholds = threshold_grid(largest, self.steps)
 
-        def loss(index: int) -> float:
-            return site.loss(ChannelTransform(shift, threshold_scale(largest, thresholds[index])))
+        def losses_at(indices: Sequence[int]) -> Sequence[float]:
+            scales = (threshold_scale(largest, thresholds[index]) for index in indices)
+            return site.losses([Candidate(ChannelTransform(shift, scale)) for scale in scales])
 
         strides = STRIDES if self.search == "coarse_to_fine" else (1,)
-        losses = search_minimum(loss, len(thresholds), strides)
+        losses = search_minimum(losses_at, len(thresholds), strides)
         best = min(losses, key=lambda index: (losses[index], index))
         threshold = thresholds[best]
         notes: dict[str, float | str] = {
@@ -66,6 +67,7 @@ def threshold_scale(largest: torch.Tensor, threshold: torch.Tensor | float) -> t
 def threshold_grid(largest: torch.Tensor, steps: int) -> torch.Tensor:
     """Thresholds from the largest channel maximum down to the smallest positive one, geometric, float32 [≤ steps].
 
+    They are on the CPU, wherever the maxima are: numbers for the search, each of which divides a vector.
     The paper's grid is linear down to 1.0 or 0.1, chosen by model family; the geometric one needs no such choice, and
     below the smallest channel maximum s = a/t for every channel, so that a smaller t only changes the unit.
     """
@@ -81,15 +83,20 @@ def threshold_grid(largest: torch.Tensor, steps: int) -> torch.Tensor:
     return grid.float()
 
 
-def search_minimum(loss: Callable[[int], float], size: int, strides: Sequence[int]) -> dict[int, float]:
+def search_minimum(
+    losses_at: Callable[[Sequence[int]], Sequence[float]], size: int, strides: Sequence[int]
+) -> dict[int, float]:
     """Losses by index: every strides[0]-th and the last, then by each further stride around the best two so far.
 
-    The function need not be convex: the best of all that were looked at counts, index 0 always among them.
+    The function is asked once for each stride. It need not be convex: the best of all that were looked at counts,
+    index 0 always among them.
     """
-    losses = {index: loss(index) for index in {*range(0, size, strides[0]), size - 1}}
+    first = list({*range(0, size, strides[0]), size - 1})
+    losses = dict(zip(first, losses_at(first), strict=True))
     for coarse, fine in pairwise(strides):
-        for best in sorted(losses, key=losses.__getitem__)[:2]:
-            for index in range(best - coarse + fine, best + coarse, fine):
-                if 0 <= index < size and index not in losses:
-                    losses[index] = loss(index)
+        best = sorted(losses, key=losses.__getitem__)[:2]
+        around = (index for place in best for index in range(place - coarse + fine, place + coarse, fine))
+        # A dictionary, unlike a set, keeps the order, which decides between equal losses.
+        new = list(dict.fromkeys(index for index in around if 0 <= index < size and index not in losses))
+        losses |= zip(new, losses_at(new) if new else (), strict=True)
     return losses

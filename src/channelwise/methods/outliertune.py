@@ -6,7 +6,7 @@ import torch
 from pydantic.dataclasses import dataclass
 
 from channelwise.methods.options import OPTIONS
-from channelwise.methods.site import ChannelStatistics, Choice, SiteView, positive
+from channelwise.methods.site import Candidate, ChannelStatistics, Choice, SiteView, positive
 from channelwise.numerics.grids import FloatGrid, Grid
 from channelwise.numerics.transform import ChannelTransform
 
@@ -36,7 +36,8 @@ class OutlierTune:
         transforms = {kind: self._transform(site.statistics, kind, levels) for kind in kinds}
         if len(kinds) == 1:
             return Choice(transforms[kinds[0]], {"shift": kinds[0]})
-        losses = {kind: site.loss(transform) for kind, transform in transforms.items()}
+        found = site.losses([Candidate(transform) for transform in transforms.values()])
+        losses = dict(zip(transforms, found, strict=True))
         best = min(losses, key=losses.__getitem__)
         return Choice(transforms[best], {"shift": best, "loss": losses[best]})
 

@@ -62,7 +62,10 @@ def least_error_parameters(x: torch.Tensor, grid: Grid, granularity: Granularity
     candidates = x.expand(-1, len(shares))
     errors = (fake_quantize(candidates, tried, grid, granularity) - candidates).abs_().pow_(ERROR_POWER)
     size = granularity.group_size or x.shape[0]
-    sums = torch.stack([part.sum(dim=0) for part in errors.split(size, dim=0)])
+    if x.shape[0] % size == 0:
+        sums = errors.unflatten(0, (x.shape[0] // size, size)).sum(dim=1)
+    else:
+        sums = torch.stack([part.sum(dim=0) for part in errors.split(size, dim=0)])
     best = sums.argmin(dim=1, keepdim=True)
     zero_point = None if tried.zero_point is None else tried.zero_point.gather(1, best)
     return Parameters(tried.scale.gather(1, best), zero_point)

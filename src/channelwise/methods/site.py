@@ -1,7 +1,7 @@
 """What a method sees of a site, and what it gives back."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
@@ -81,6 +81,19 @@ class LayerChoice:
     notes: Notes = field(default_factory=dict)
     codes: torch.Tensor | None = None
 
+    def to(self, device: torch.device | str) -> "LayerChoice":
+        """The same with its tensors on a device."""
+
+        def moved(part: torch.Tensor | None) -> torch.Tensor | None:
+            return None if part is None else part.to(device)
+
+        parameters = Parameters(self.parameters.scale.to(device), moved(self.parameters.zero_point))
+        inputs = self.inputs
+        if inputs is not None:
+            step, zero_point, exponents = (moved(part) for part in (inputs.step, inputs.zero_point, inputs.exponents))
+            inputs = InputQuantizer(inputs.scheme, step, zero_point, exponents)
+        return replace(self, parameters=parameters, inputs=inputs, codes=moved(self.codes))
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -94,6 +107,14 @@ class Choice:
     notes: Notes = field(default_factory=dict)
     clip: float = 1.0
     layers: tuple[LayerChoice, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A transform to try. clip: the share of the transformed range that a static input quantizer covers."""
+
+    transform: ChannelTransform
+    clip: float = 1.0
 
 
 class SiteView(Protocol):
@@ -142,6 +163,10 @@ class SiteView(Protocol):
         clip: the share of the transformed range that a static input quantizer covers.
         Sum over features, mean over tokens, of the squared difference to the unquantized weights on the same input.
         """
+        ...
+
+    def losses(self, candidates: Sequence[Candidate]) -> list[float]:
+        """The loss of each, bitwise what `loss` gives; asked together, the device is waited for once."""
         ...
 
 

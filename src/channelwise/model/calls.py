@@ -102,6 +102,9 @@ class _Recorder:
     templates: _Templates
     calls: dict[int, BlockCall] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        self.pool.begin_pass()
+
     def add(self, index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
         """Keeps the call of one block; returns the hidden state it was called with."""
         if index in self.calls:
@@ -251,6 +254,11 @@ class _Pool:
 
     def __init__(self) -> None:
         self._known: dict[tuple[Any, ...], list[torch.Tensor]] = {}
+        self._of_pass: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def begin_pass(self) -> None:
+        """Forgets which tensors the blocks of one pass were given: the same ones, mostly, which are compared once."""
+        self._of_pass.clear()
 
     def share(self, value: Any) -> Any:
         """The value with its tensors replaced by equal ones seen before; a key-value cache becomes None."""
@@ -260,7 +268,12 @@ class _Pool:
             return type(value)(self.share(part) for part in value)
         if not isinstance(value, torch.Tensor):
             return value
-        value = value.detach()
+        if id(value) not in self._of_pass:
+            self._of_pass[id(value)] = value, self._equal(value.detach())
+        return self._of_pass[id(value)][1]
+
+    def _equal(self, value: torch.Tensor) -> torch.Tensor:
+        """A tensor that was seen before and holds the same, or this one."""
         known = self._known.setdefault((value.shape, value.dtype, value.device), [])
         for other in known:
             same_memory = other.data_ptr() == value.data_ptr() and other.stride() == value.stride()

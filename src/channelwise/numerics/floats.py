@@ -39,6 +39,14 @@ def lattice_unit(grid: FloatGrid) -> float:
     return 2.0 ** (1 - grid.mantissa_bits)
 
 
+def positive_lattice(grid: FloatGrid, device: torch.device) -> torch.Tensor:
+    """`grid.positive_values()` as float32 [2^(e+m)], exactly, made on the device: a copy would wait for it."""
+    index = torch.arange(grid.highest + 1, device=device)
+    exponents = (index >> grid.mantissa_bits).clamp_(min=1)
+    mantissas = index - (exponents - 1 << grid.mantissa_bits)
+    return (mantissas * power_of_two(exponents - grid.mantissa_bits)).float()
+
+
 def power_of_two(exponents: torch.Tensor) -> torch.Tensor:
     """2^exponents, exactly, as float64 of the same shape; integers of −1022 … 1023."""
     return (exponents.long() + 1023 << 52).view(torch.float64)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
+from channelwise.numerics.floats import positive_lattice, power_of_two
 from channelwise.numerics.granularity import Granularity, expand, of_rows, row_slices, value_range
 from channelwise.numerics.grids import FloatGrid, Grid, IntegerGrid
 
@@ -108,8 +109,7 @@ def decode(codes: torch.Tensor, parameters: Parameters, grid: Grid, granularity:
 def lattice_values(codes: torch.Tensor, parameters: Parameters, grid: Grid, granularity: Granularity) -> torch.Tensor:
     """Values of codes before the scale: code − zero point, or the float grid's value at bias 0. Float32."""
     if isinstance(grid, FloatGrid):
-        table = grid.positive_values().to(codes.device, torch.float32)
-        return torch.sign(codes).float() * table[codes.abs().long()]
+        return torch.sign(codes).float() * positive_lattice(grid, codes.device)[codes.abs().long()]
     values = codes.float()
     if parameters.zero_point is not None:
         values = values - expand(parameters.zero_point, (codes.shape[0], codes.shape[1]), granularity)
@@ -159,6 +159,7 @@ def _float_codes(scaled: torch.Tensor, grid: FloatGrid) -> torch.Tensor:
     # frexp gives magnitude = mantissa · 2^exponent with mantissa in [0.5, 1), so floor(log2) = exponent − 1, exactly.
     exponent = torch.clamp(torch.frexp(magnitude).exponent - 1, min=1)
     steps = 2**grid.mantissa_bits
-    mantissa = torch.round(torch.ldexp(magnitude, grid.mantissa_bits - exponent))
+    # Not ldexp, which multiplies by a pow that is not exact everywhere.
+    mantissa = torch.round(magnitude * power_of_two(grid.mantissa_bits - exponent).float())
     index = (exponent - 1) * steps + mantissa.to(torch.int32)
     return (torch.sign(scaled).to(torch.int32) * index).to(torch.int16)
