@@ -97,14 +97,13 @@ def test_what_gave_up_its_rows_computes_saves_copies_and_loads_as_before(kind: s
 
 
 @BY_KIND
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_compiled_layers_give_what_they_give_uncompiled(kind: str, dtype: torch.dtype) -> None:
+def test_compiled_layers_give_what_they_give_uncompiled(kind: str) -> None:
     torch._dynamo.reset()
     layer = a_layer(kind)
     layer.keep_packed()
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager", dynamic=True)
     for tokens in (1, 3):
-        x = inputs_for(layer, 2, tokens, dtype=dtype)
+        x = inputs_for(layer, 2, tokens, dtype=torch.bfloat16)
         assert torch.equal(compiled(x), layer(x))
 
 
