@@ -138,7 +138,7 @@ class QuantizedLinear(nn.Module):
         else:
             execution = self._execution()
             if self.shared_input is not None and isinstance(execution, SharesCodes) and not x.is_inference():
-                codes = self.shared_input.bytes_of(x, lambda: execution.bytes_of(flat))
+                codes = self.shared_input.bytes_of(x, self, lambda: execution.bytes_of(flat))
                 result = execution.product(codes, x.dtype)
             else:
                 result = execution(flat)

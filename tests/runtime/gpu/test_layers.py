@@ -15,6 +15,7 @@ from channelwise.runtime.gpu.executions import Groups, Static, Token, WeightOnly
 from channelwise.runtime.linear import QuantizedLinear
 from channelwise.runtime.scheme import InputScheme, WeightScheme
 from channelwise.runtime.settling import share_inputs
+from channelwise.runtime.sharing import SharedInput
 from tests.runtime.gpu.definition import layer_of
 
 pytestmark = pytest.mark.usefixtures("gpu_layers")
@@ -132,6 +133,21 @@ def test_neighbours_share_the_codes_of_their_input(monkeypatch: pytest.MonkeyPat
     assert torch.equal(one(x), expected)
     assert torch.equal(other(x), expected)
     assert len(counted) == 1
+    # The next forward begins with a layer that has had these codes: a graph may have changed what x holds.
+    assert torch.equal(one(x), expected)
+    assert len(counted) == 2
+    assert torch.equal(other(x), expected)
+    assert len(counted) == 2
+
+
+def test_codes_from_outside_a_graph_are_not_taken_into_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    shared, x = SharedInput(), torch.zeros(1)
+    monkeypatch.setattr(torch.Tensor, "is_cuda", True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    assert shared.bytes_of(x, 1, lambda: "outside") == "outside"
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    assert shared.bytes_of(x, 2, lambda: "inside") == "inside"
+    assert shared.bytes_of(x, 3, lambda: "again") == "inside"
 
 
 def test_only_nvidia_gpus_have_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
