@@ -1,0 +1,191 @@
+"""What the kernels become on a Hopper GPU (sm_90), without one: registers, spills, instructions for each weight.
+
+    PYTHONPATH=src python benchmarks/gpu/machine_code.py
+    PYTHONPATH=src python benchmarks/gpu/machine_code.py --kinds w4-oc,w3-oc --outputs 28672 --columns 8192 --json -
+
+Layers are computed on the CPU up to each launch; in place of it the kernel is compiled for the arguments it was given,
+by Triton with the assembler it brings. Instructions are those of the loop around the tensor cores, once through;
+"per weight" is that number times the threads of a program over the weights that the program meets in a turn, so it says
+how much a multiprocessor has to issue for a weight that it reads. No time is measured.
+"""
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+os.environ.pop("TRITON_INTERPRET", None)  # what is interpreted cannot be compiled; Triton looks when it is imported
+
+import torch
+import triton
+from kinds import KINDS, random_layer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from tables import chosen
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from channelwise.runtime.encoding import encoder_of
+from channelwise.runtime.gpu.executions import gpu_execution
+from channelwise.runtime.linear import QuantizedLinear
+
+HOPPER = GPUTarget("cuda", 90, 32)
+TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
+THREADS_OF_A_WARP = 32
+POINTERS = {
+    torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16",
+    torch.int8: "*i8", torch.uint8: "*u8", torch.int32: "*i32",
+}  # fmt: skip
+OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
+TENSOR_CORES = ("IGMMA", "IMMA")
+HEADINGS = ("kernel", "registers", "spilled bytes", "shared bytes", "tensor cores", "in the loop", "per weight")
+
+
+def signature_of(value: Any, constant: bool) -> str:
+    """How Triton names the type of an argument."""
+    if constant or value is None:
+        return "constexpr"
+    if isinstance(value, TensorDescriptor):
+        return f"tensordesc<{POINTERS[value.base.dtype][1:]}{list(value.block_shape)}>"
+    return POINTERS[value.dtype] if isinstance(value, torch.Tensor) else "i32"
+
+
+def source_of(kernel: Any, given: dict[str, Any]) -> ASTSource:
+    """The kernel for these arguments; addresses are multiples of 16."""
+    signature, constants, attributes = {}, {}, {}
+    for place, parameter in enumerate(kernel.params):
+        value = given[parameter.name]
+        signature[parameter.name] = signature_of(value, parameter.is_constexpr)
+        if signature[parameter.name] == "constexpr":
+            constants[(place,)] = value
+        elif isinstance(value, torch.Tensor):
+            attributes[(place,)] = [["tt.divisibility", 16]]
+    return ASTSource(kernel, signature, constants, attributes)
+
+
+def compiled(kernel: Any, given: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
+    """What the kernel takes of a multiprocessor, and which instructions it has."""
+    program = triton.compile(source_of(kernel, given), target=HOPPER, options=options)
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(program.asm["cubin"])
+        file.flush()
+        usage = _output(TOOLS / "cuobjdump", "-res-usage", file.name)
+        lines = _output(TOOLS / "nvdisasm", "-c", file.name).splitlines()
+    registers, stack = re.findall(r"REG:(\d+) STACK:(\d+)", usage)[0]
+    loop, threads = len(main_loop(lines)), program.metadata.num_warps * THREADS_OF_A_WARP
+    names = [name for line in lines if (name := instruction(line)) is not None]
+    weights = weights_of_a_turn(given)
+    return {
+        "registers": int(registers),
+        "spilled": int(stack),
+        "shared": program.metadata.shared,
+        "tensor_cores": {name: names.count(name) for name in TENSOR_CORES if name in names},
+        "loop": loop,
+        "per_weight": loop * threads / weights if weights and loop else None,
+    }
+
+
+def weights_of_a_turn(given: dict[str, Any]) -> int:
+    """How many weights a program meets in one turn of its loop; 0 of kernels that meet none."""
+    if "OUTPUT_TILE" not in given:
+        return 0
+    columns = given["DEPTH"] if "DEPTH" in given else given["STRANDS"] * given["WIDTH"]
+    return int(given["OUTPUT_TILE"] * columns)
+
+
+def instruction(line: str) -> str | None:
+    """The instruction that stands in a line of disassembly."""
+    found = re.search(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9]+)", line)
+    return None if found is None else found[1]
+
+
+def main_loop(lines: list[str]) -> list[str]:
+    """The instructions from a label to a jump back to it: of such parts with tensor cores, the shortest.
+
+    Longer ones come from waits whose second attempts lie behind the rest of the program.
+    """
+    places = {line.split(":")[0]: number for number, line in enumerate(lines) if re.match(r"\.L\S+:", line)}
+    found: list[list[str]] = []
+    for number, line in enumerate(lines):
+        jump = re.search(r"BRA[^`]*`\((\.L\S+)\)", line)
+        if jump and places.get(jump[1], number) < number:
+            inside = [name for part in lines[places[jump[1]] : number + 1] if (name := instruction(part))]
+            if any(name in TENSOR_CORES for name in inside):
+                found.append(inside)
+    return min(found, key=len, default=[])
+
+
+def _output(*command: str | Path) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def launches(layer: QuantizedLinear, tokens: int) -> Iterator[tuple[Any, dict[str, Any], dict[str, Any]]]:
+    """The kernels that a layer launches for so many tokens, with their arguments and options; none is computed."""
+    taken: list[tuple[Any, dict[str, Any], dict[str, Any]]] = []
+
+    def take(kernel: Any, *arguments: Any, grid: Any, warmup: bool, **options: Any) -> None:
+        given = dict(zip(kernel.arg_names, arguments, strict=False))
+        given |= {name: value for name, value in options.items() if name not in OPTIONS}
+        taken.append((kernel, given, {name: options[name] for name in OPTIONS if name in options}))
+
+    run, triton.JITFunction.run = triton.JITFunction.run, take
+    try:
+        steps = (layer.input_step, layer.input_zero_point, layer.input_exponent)
+        execution = gpu_execution(layer._parts(), encoder_of(layer.scheme.inputs, layer.transform, *steps))
+        if execution is None:
+            raise SystemExit(f"error: {layer} has no kernel")
+        execution(torch.randn(tokens, layer.in_features).bfloat16())
+    finally:
+        triton.JITFunction.run = run
+    yield from taken
+
+
+def found_for(asked: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """By kind, tokens and kernel: what came of it."""
+    found = {}
+    for kind in chosen(KINDS, asked.kinds, "kind"):
+        layer = random_layer(KINDS[kind], asked.outputs, asked.columns, "cpu")
+        for tokens in map(int, asked.tokens.split(",")):
+            for kernel, given, options in launches(layer, tokens):
+                found[f"{kind}, {tokens}: {kernel.fn.__name__}"] = compiled(kernel, given, options)
+    return found
+
+
+def main() -> None:
+    """Prints one table, or with --json one object."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kinds", help=f"of {', '.join(KINDS)}")
+    parser.add_argument("--tokens", default="1,2048")
+    parser.add_argument("--outputs", type=int, default=4096)
+    parser.add_argument("--columns", type=int, default=4096)
+    parser.add_argument("--json", type=Path, help="write all figures there; - for standard output, in place of a table")
+    asked = parser.parse_args()
+    found = found_for(asked)
+    if asked.json == Path("-"):
+        json.dump(found, sys.stdout)
+        return
+    if asked.json is not None:
+        asked.json.write_text(json.dumps(found, indent=1) + "\n")
+    table = Table(
+        title=f"sm_90, weights [{asked.outputs}, {asked.columns}], triton {triton.__version__}", box=box.MARKDOWN
+    )
+    for heading in HEADINGS:
+        table.add_column(heading, justify="left" if heading == HEADINGS[0] else "right", no_wrap=True)
+    for name, kernel in found.items():
+        cores = ", ".join(f"{count} {core}" for core, count in kernel["tensor_cores"].items())
+        share = "" if kernel["per_weight"] is None else f"{kernel['per_weight']:.2f}"
+        numbers = (kernel["registers"], kernel["spilled"], kernel["shared"])
+        table.add_row(name, *map(str, numbers), cores, str(kernel["loop"] or ""), share)
+    Console(width=140).print(table)
+
+
+if __name__ == "__main__":
+    main()
