@@ -84,18 +84,16 @@ def integer_product(
     y = torch.empty(tokens, weight.outputs, dtype=torch.int32 if factor is None else dtype, device=codes.device)
     if tokens == 0 or weight.outputs == 0:
         return y
-    zero_points = zero_point if isinstance(zero_point, torch.Tensor) else None
-    shared = (
-        y, factor, step, bias, offset, code_sums, weight.sums, zero_points,
-        zero_point if zero_points is None else 0, tokens,
-    )  # fmt: skip
+    zero_points, zero = (zero_point, 0) if isinstance(zero_point, torch.Tensor) else (None, zero_point)
+    shared = (y, factor, step, bias, offset, code_sums, weight.sums, zero_points, zero, tokens)
+    zeroed = zero_points is not None or zero != 0
     launch = _multiply_bytes if weight.bits == WHOLE_BYTE else _multiply_strands
-    launch(codes, weight, shared, tiles)
+    launch(codes, weight, shared, zeroed, tiles)
     return y
 
 
 def _multiply_bytes(
-    codes: torch.Tensor, weight: IntegerWeight, shared: tuple[object, ...], tiles: Tiles | None
+    codes: torch.Tensor, weight: IntegerWeight, shared: tuple[object, ...], zeroed: bool, tiles: Tiles | None
 ) -> None:
     tokens, padded = codes.shape
     tiles = tiles or tiles_of_bytes(tokens, weight.outputs)
@@ -104,19 +102,20 @@ def _multiply_bytes(
     kernels.product_of_bytes[(token_tiles * triton.cdiv(weight.outputs, tiles.outputs),)](
         TensorDescriptor.from_tensor(codes, [tiles.tokens, depth]),
         TensorDescriptor.from_tensor(weight.data, [tiles.outputs, depth]),
-        *shared, token_tiles, OUTPUTS=weight.outputs, COLUMNS=weight.columns, PADDED=padded, TOKENS=tiles.tokens,
-        OUTPUT_TILE=tiles.outputs, DEPTH=depth, TOGETHER=TOGETHER, num_warps=tiles.warps, num_stages=tiles.stages,
+        *shared, token_tiles, ZEROED=zeroed, OUTPUTS=weight.outputs, COLUMNS=weight.columns, PADDED=padded,
+        TOKENS=tiles.tokens, OUTPUT_TILE=tiles.outputs, DEPTH=depth, TOGETHER=TOGETHER, num_warps=tiles.warps,
+        num_stages=tiles.stages,
     )  # fmt: skip
 
 
 def _multiply_strands(
-    codes: torch.Tensor, weight: IntegerWeight, shared: tuple[object, ...], tiles: Tiles | None
+    codes: torch.Tensor, weight: IntegerWeight, shared: tuple[object, ...], zeroed: bool, tiles: Tiles | None
 ) -> None:
     tokens = codes.shape[0]
     tiles = tiles or tiles_of_strands(tokens, weight.outputs)
     token_tiles = triton.cdiv(tokens, tiles.tokens)
     kernels.product_of_strands[(token_tiles * triton.cdiv(weight.outputs, tiles.outputs),)](
-        codes, weight.data, *shared, token_tiles, OUTPUTS=weight.outputs, COLUMNS=weight.columns,
+        codes, weight.data, *shared, token_tiles, ZEROED=zeroed, OUTPUTS=weight.outputs, COLUMNS=weight.columns,
         BLOCKS=weight.data.shape[1], BITS=weight.bits, EXPONENT_BITS=weight.exponent_bits, STRANDS=STRANDS[weight.bits],
         PLACES=PLACES[weight.bits], WIDTH=weight.data.shape[-1], TOKENS=tiles.tokens, OUTPUT_TILE=tiles.outputs,
         TOGETHER=TOGETHER, num_warps=tiles.warps, num_stages=tiles.stages,

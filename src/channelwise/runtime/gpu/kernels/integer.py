@@ -26,14 +26,18 @@ def place(number, token_tiles, OUTPUT_TILES: tl.constexpr, TOGETHER: tl.constexp
 @triton.jit
 def finish(
     sums, m, n, y, factor, step, bias, offset, code_sums, weight_sums, zero_points, zero_point, tokens,
-    OUTPUTS: tl.constexpr, COLUMNS: tl.constexpr,
+    ZEROED: tl.constexpr, OUTPUTS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """Stores what a tile's sums become; m and n are the tokens and outputs, in shapes that give the tile's together."""
+    """Stores what a tile's sums become; m and n are the tokens and outputs, in shapes that give the tile's together.
+
+    ZEROED: whether inputs have zero points, `zero_points` their own or all of them `zero_point`, which is no constant:
+    layers that differ in it alone are one kernel.
+    """
     inside = (m < tokens) & (n < OUTPUTS)
     if offset is not None:
         moved = tl.load(offset + n, mask=n < OUTPUTS, other=0)
         sums -= moved * tl.load(code_sums + m, mask=m < tokens, other=0)
-    if zero_points is not None or zero_point != 0:
+    if ZEROED:
         over_columns = tl.load(weight_sums + n, mask=n < OUTPUTS, other=0)
         if offset is not None:
             over_columns -= COLUMNS * tl.load(offset + n, mask=n < OUTPUTS, other=0)
@@ -55,8 +59,8 @@ def finish(
 
 @triton.jit
 def product_of_bytes(
-    x, weight, y, factor, step, bias, offset, code_sums, weight_sums, zero_points, zero_point: tl.constexpr, tokens,
-    token_tiles, OUTPUTS: tl.constexpr, COLUMNS: tl.constexpr, PADDED: tl.constexpr, TOKENS: tl.constexpr,
+    x, weight, y, factor, step, bias, offset, code_sums, weight_sums, zero_points, zero_point, tokens, token_tiles,
+    ZEROED: tl.constexpr, OUTPUTS: tl.constexpr, COLUMNS: tl.constexpr, PADDED: tl.constexpr, TOKENS: tl.constexpr,
     OUTPUT_TILE: tl.constexpr, DEPTH: tl.constexpr, TOGETHER: tl.constexpr,
 ):  # fmt: skip
     """Weights of 8 bits. x, weight: descriptors of int8 [tokens, PADDED] and [outputs, PADDED]."""
@@ -70,15 +74,15 @@ def product_of_bytes(
     m = first_token + tl.arange(0, TOKENS)[:, None]
     n = first_output + tl.arange(0, OUTPUT_TILE)[None, :]
     finish(
-        sums, m, n, y, factor, step, bias, offset, code_sums, weight_sums, zero_points, zero_point, tokens, OUTPUTS,
-        COLUMNS,
+        sums, m, n, y, factor, step, bias, offset, code_sums, weight_sums, zero_points, zero_point, tokens, ZEROED,
+        OUTPUTS, COLUMNS,
     )  # fmt: skip
 
 
 @triton.jit
 def product_of_strands(
-    x, weight, y, factor, step, bias, offset, code_sums, weight_sums, zero_points, zero_point: tl.constexpr, tokens,
-    token_tiles, OUTPUTS: tl.constexpr, COLUMNS: tl.constexpr, BLOCKS: tl.constexpr, BITS: tl.constexpr,
+    x, weight, y, factor, step, bias, offset, code_sums, weight_sums, zero_points, zero_point, tokens, token_tiles,
+    ZEROED: tl.constexpr, OUTPUTS: tl.constexpr, COLUMNS: tl.constexpr, BLOCKS: tl.constexpr, BITS: tl.constexpr,
     EXPONENT_BITS: tl.constexpr, STRANDS: tl.constexpr, PLACES: tl.constexpr, WIDTH: tl.constexpr,
     TOKENS: tl.constexpr, OUTPUT_TILE: tl.constexpr, TOGETHER: tl.constexpr,
 ):  # fmt: skip
@@ -107,6 +111,6 @@ def product_of_strands(
             left_side = values(packed, second, third, BITS, EXPONENT_BITS, strand)
             sums = tl.dot(left_side, right, sums, out_dtype=tl.int32)
     finish(
-        sums, m, n, y, factor, step, bias, offset, code_sums, weight_sums, zero_points, zero_point, tokens, OUTPUTS,
-        COLUMNS,
+        sums, m, n, y, factor, step, bias, offset, code_sums, weight_sums, zero_points, zero_point, tokens, ZEROED,
+        OUTPUTS, COLUMNS,
     )  # fmt: skip
