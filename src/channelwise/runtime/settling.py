@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from channelwise.runtime.linear import QuantizedLinear
+from channelwise.runtime.scheme import is_asymmetric
 from channelwise.runtime.sharing import SharedInput
 
 
@@ -19,27 +20,37 @@ def settle(model: nn.Module) -> None:
 
 
 def share_inputs(model: nn.Module) -> None:
-    """Lets neighbouring layers that quantize their input alike share its codes while it is the same tensor."""
+    """Lets neighbouring layers that read their input alike share its codes or digits while it is the same tensor."""
     for parent in model.modules():
         layers = [child for child in parent.children() if isinstance(child, QuantizedLinear)]
         while layers:
             first, *others = layers
-            same = [first, *(other for other in others if _quantize_alike(first, other))]
+            same = [first, *(other for other in others if _read_alike(first, other))]
             layers = [layer for layer in others if layer not in same]
-            if len(same) > 1 and first.scheme.inputs is not None:
+            if len(same) > 1:
                 shared = SharedInput()
                 for layer in same:
                     layer.shared_input = shared
 
 
-def _quantize_alike(one: QuantizedLinear, other: QuantizedLinear) -> bool:
+def _read_alike(one: QuantizedLinear, other: QuantizedLinear) -> bool:
     names = ("input_shift", "input_scale", "input_step", "input_zero_point", "input_exponent")
     return (
         one.scheme.inputs == other.scheme.inputs
         and one.in_features == other.in_features
-        and one.scheme.weights.grid.bits == other.scheme.weights.grid.bits
+        and _packed_alike(one, other)
         and all(_equal(getattr(one, name), getattr(other, name)) for name in names)
     )
+
+
+def _packed_alike(one: QuantizedLinear, other: QuantizedLinear) -> bool:
+    """Whether kernels ask the same of the inputs of both weights."""
+    mine, others = one.scheme.weights, other.scheme.weights
+    if one.scheme.inputs is None:
+        # Scales of columns multiply the inputs, and are each layer's own.
+        return mine == others and mine.granularity.kind not in ("column", "column_group")
+    kinds = [(type(grid), grid.bits, is_asymmetric(grid)) for grid in (mine.grid, others.grid)]
+    return kinds[0] == kinds[1]
 
 
 def _equal(one: torch.Tensor | None, other: torch.Tensor | None) -> bool:

@@ -120,16 +120,16 @@ def test_the_operators_declare_what_they_do(kind: str) -> None:
     torch.library.opcheck(operator, seen[0], test_utils=("test_schema", "test_faketensor"))
 
 
-def test_neighbours_share_the_codes_of_their_input(monkeypatch: pytest.MonkeyPatch) -> None:
-    weights, inputs, _ = KINDS["W8A8"]
+@pytest.mark.parametrize("kind", ["W8A8", "W3"])
+def test_neighbours_share_what_is_made_of_their_input(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights, inputs, execution = KINDS[kind]
     one, other = (layer_of(48, 70, weights, inputs, scale=True, seed=seed) for seed in (0, 0))
-    parent = torch.nn.ModuleList([one, other])
     x = inputs_for(one, 4)
     expected = one(x)
-    share_inputs(parent)
+    share_inputs(torch.nn.ModuleList([one, other]))
     counted = []
-    bytes_of = Static.bytes_of
-    monkeypatch.setattr(Static, "bytes_of", lambda self, x: counted.append(1) or bytes_of(self, x))
+    bytes_of = execution.bytes_of
+    monkeypatch.setattr(execution, "bytes_of", lambda self, x: counted.append(1) or bytes_of(self, x))
     assert torch.equal(one(x), expected)
     assert torch.equal(other(x), expected)
     assert len(counted) == 1
@@ -138,6 +138,13 @@ def test_neighbours_share_the_codes_of_their_input(monkeypatch: pytest.MonkeyPat
     assert len(counted) == 2
     assert torch.equal(other(x), expected)
     assert len(counted) == 2
+
+
+def test_layers_whose_scales_multiply_inputs_share_nothing() -> None:
+    weights, inputs, _ = KINDS["W4 down columns"]
+    layers = [layer_of(48, 70, weights, inputs) for _ in range(2)]
+    share_inputs(torch.nn.ModuleList(layers))
+    assert layers[0].shared_input is None
 
 
 def test_codes_from_outside_a_graph_are_not_taken_into_it(monkeypatch: pytest.MonkeyPatch) -> None:

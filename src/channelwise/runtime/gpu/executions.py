@@ -26,7 +26,16 @@ from channelwise.runtime.gpu.quantize import (
     token_bytes,
 )
 from channelwise.runtime.gpu.tiles import Tiles
-from channelwise.runtime.gpu.weight_only import DIGITS, LARGEST_NUMBER, NumberWeight, pack_numbers, weight_only_product
+from channelwise.runtime.gpu.weight_only import (
+    DIGITS,
+    LARGEST_NUMBER,
+    InputDigits,
+    NumberWeight,
+    input_digits,
+    pack_numbers,
+    product_of_digits,
+    weight_only_product,
+)
 from channelwise.runtime.products import MAX_COLUMNS
 from channelwise.runtime.sharing import SharesCodes
 from channelwise.runtime.tables import byte_table, largest_power
@@ -145,7 +154,7 @@ class Token(Integer):
 
 
 @dataclass(frozen=True)
-class WeightOnly:
+class WeightOnly(SharesCodes):
     """Floating-point inputs with a packed weight. table, tiles: see `Integer`. operator: for compiled code."""
 
     weight: NumberWeight
@@ -158,20 +167,27 @@ class WeightOnly:
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """See `Execution`; in the dtype of x."""
-        return self.product(_rows(x), _dtype(x))
+        return self.of(_rows(x), _dtype(x))
 
-    def product(self, x: torch.Tensor, dtype: torch.dtype, digits: int | None = None) -> torch.Tensor:
+    def of(self, x: torch.Tensor, dtype: torch.dtype, digits: int | None = None) -> torch.Tensor:
         """The layer's output [tokens, outputs] in `dtype`; digits: of an input, None for those of its dtype."""
-        count = digits or DIGITS[x.dtype]
         if not torch.compiler.is_compiling():
-            return weight_only_product(x, self.weight, self.bias, self.transform, dtype, count, self.tiles)
+            return weight_only_product(x, self.weight, self.bias, self.transform, dtype, digits, self.tiles)
         weight, strands = self.weight, self.weight.strands
         y: torch.Tensor = self.operator(
             x, strands.data, weight.scale, weight.zero, self.bias, self.transform.shift, self.transform.scale,
             strands.bits, strands.outputs, strands.columns, weight.group, weight.down, weight.centre,
-            weight.exponent_bits, count, dtype,
+            weight.exponent_bits, digits or DIGITS[x.dtype], dtype,
         )  # fmt: skip
         return y
+
+    def bytes_of(self, x: torch.Tensor) -> InputDigits:
+        """See `SharesCodes`."""
+        return input_digits(_rows(x), self.weight, self.transform)
+
+    def product(self, inputs: InputDigits, dtype: torch.dtype) -> torch.Tensor:
+        """See `SharesCodes`."""
+        return product_of_digits(inputs, self.weight, self.bias, self.transform, dtype, self.tiles)
 
     def sums(self, x: torch.Tensor) -> torch.Tensor | None:
         """See `Execution`."""
@@ -198,7 +214,7 @@ class Groups:
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """See `Execution`; in float32."""
         inputs = self.encoder(x)
-        y = self.whole.product(inputs.numbers(), torch.float32, self.digits)
+        y = self.whole.of(inputs.numbers(), torch.float32, self.digits)
         return y * inputs.step if self.bias is None else torch.addcmul(self.bias, y, inputs.step)
 
     def sums(self, x: torch.Tensor) -> torch.Tensor | None:

@@ -70,6 +70,22 @@ class NumberWeight:
         return self.together * self.strands.width
 
 
+@dataclass(frozen=True)
+class InputDigits:
+    """Inputs x [tokens, columns], and as whole numbers, unless there are so many that the weight is made a matrix.
+
+    digits: int8 [groups, count, tokens, padded columns], the highest first; step: float32 [groups, tokens, spans], the
+    value of 1; weighed: their sums over spans, of the same shape, down columns weighed by zero points. groups: 1, or
+    down columns those of outputs.
+    """
+
+    x: torch.Tensor
+    digits: torch.Tensor | None
+    step: torch.Tensor | None
+    weighed: torch.Tensor | None
+    count: int
+
+
 def strand_width(bits: int, outputs: int, columns: int, granularity: Granularity) -> int | None:
     """The columns of a strand for groups of this kind; None where the groups fit no strands, or no tiles."""
     widest = WIDTHS[bits]
@@ -131,39 +147,61 @@ def weight_only_product(
     the largest input of a span, after the transform and the scales of columns; and with more tokens than `MOST_FUSED`,
     where the weight is rounded to the dtype of x instead.
     """
-    tokens, outputs = x.shape[0], weight.strands.outputs
-    if tokens > (MOST_FUSED_DOWN if weight.down else MOST_FUSED) and tiles is None:
-        return _through_matrix(x, weight, bias, transform, dtype)
-    y = torch.empty(tokens, outputs, dtype=dtype, device=x.device)
-    if y.numel() == 0:
-        return y
-    tiles = tiles or tiles_of_digits(tokens, outputs, weight.group if weight.down else None)
-    count = digits or DIGITS[x.dtype]
-    grid = (triton.cdiv(outputs, tiles.outputs), triton.cdiv(tokens, tiles.tokens))
-    kernels.product_of_digits[grid](
-        *_digits(x, weight, transform, count), weight.strands.data, y, weight.scale, weight.zero, bias, tokens,
-        **_constants(weight), TOGETHER=weight.together, DIGITS=count, TOKENS=tiles.tokens, OUTPUT_TILE=tiles.outputs,
-        num_warps=tiles.warps, num_stages=tiles.stages,
-    )  # fmt: skip
-    return y
+    inputs = input_digits(x, weight, transform, digits, fused=True if tiles is not None else None)
+    return product_of_digits(inputs, weight, bias, transform, dtype, tiles)
 
 
-def _digits(
-    x: torch.Tensor, weight: NumberWeight, transform: ChannelTransform, count: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Inputs as whole numbers: their digits, the value of 1, and their sums, weighed by zero points down columns."""
+def input_digits(
+    x: torch.Tensor,
+    weight: NumberWeight,
+    transform: ChannelTransform,
+    digits: int | None = None,
+    fused: bool | None = None,
+) -> InputDigits:
+    """Inputs as whole numbers, for this weight and others that are packed alike and have no scales down columns.
+
+    x, transform, digits: see `weight_only_product`. fused: None where the number of tokens decides.
+    """
     tokens, strands = x.shape[0], weight.strands
+    if fused is None:
+        fused = tokens <= (MOST_FUSED_DOWN if weight.down else MOST_FUSED)
+    count = digits or DIGITS[x.dtype]
+    if not fused or x.numel() == 0:
+        return InputDigits(x, None, None, None, count)
     groups = len(weight.scale) if weight.down else 1
     spans = strands.padded_columns // weight.span
-    digits = torch.empty(groups, count, tokens, strands.padded_columns, dtype=torch.int8, device=x.device)
+    whole = torch.empty(groups, count, tokens, strands.padded_columns, dtype=torch.int8, device=x.device)
     step, weighed = torch.empty(2, groups, tokens, spans, device=x.device)
     kernels.whole_numbers[(spans, tokens, groups)](
         x, transform.shift, transform.scale, weight.scale if weight.down else None,
-        weight.zero if weight.down else None, digits, step, weighed, tokens, x.stride(0), COLUMNS=strands.columns,
-        SPANS=spans, SPAN=weight.span, DIGITS=count,
-        REACH=REACH[count], LARGEST=float(LARGEST_NUMBER[count]), num_warps=1, enable_fp_fusion=False,
+        weight.zero if weight.down else None, whole, step, weighed, tokens, x.stride(0), COLUMNS=strands.columns,
+        SPANS=spans, SPAN=weight.span, DIGITS=count, REACH=REACH[count], LARGEST=float(LARGEST_NUMBER[count]),
+        num_warps=1, enable_fp_fusion=False,
     )  # fmt: skip
-    return digits, step, weighed
+    return InputDigits(x, whole, step, weighed, count)
+
+
+def product_of_digits(
+    inputs: InputDigits,
+    weight: NumberWeight,
+    bias: torch.Tensor | None,
+    transform: ChannelTransform,
+    dtype: torch.dtype,
+    tiles: Tiles | None = None,
+) -> torch.Tensor:
+    """`weight_only_product` of inputs that are whole numbers already, or of many that meet a matrix."""
+    tokens, outputs = inputs.x.shape[0], weight.strands.outputs
+    if inputs.digits is None:
+        return _through_matrix(inputs.x, weight, bias, transform, dtype)
+    y = torch.empty(tokens, outputs, dtype=dtype, device=inputs.x.device)
+    tiles = tiles or tiles_of_digits(tokens, outputs, weight.group if weight.down else None)
+    grid = (triton.cdiv(outputs, tiles.outputs), triton.cdiv(tokens, tiles.tokens))
+    kernels.product_of_digits[grid](
+        inputs.digits, inputs.step, inputs.weighed, weight.strands.data, y, weight.scale, weight.zero, bias, tokens,
+        **_constants(weight), TOGETHER=weight.together, DIGITS=inputs.count, TOKENS=tiles.tokens,
+        OUTPUT_TILE=tiles.outputs, num_warps=tiles.warps, num_stages=tiles.stages,
+    )  # fmt: skip
+    return y
 
 
 def weight_matrix(weight: NumberWeight, dtype: torch.dtype) -> torch.Tensor:
