@@ -73,7 +73,10 @@ def test_transformers_computes_what_we_do(kind: str, tmp_path: Path) -> None:
     export_checkpoint(ours, format="compressed-tensors", output=tmp_path / "theirs")
     expected, found = logits(api.load(ours)[0]), logits(loaded(tmp_path / "theirs"))
     loss = relative(expected, logits(tiny_model("opt", torch.float32)))
-    # Rounding in float32 may move an input over a tie. Of 32 positions, those before it are the same to the last digits;
+    if KINDS[kind]["stream"]["inputs"] is None:
+        assert relative(found, expected) < 0.1 * loss
+        return
+    # Rounding in float32 may move an input over a tie. Of 32 positions, those before it are the same to the last digit,
     # those behind it see one step of the many that quantization took.
     by_position = (found - expected).norm(dim=-1) / expected.norm(dim=-1)
     assert float(by_position.median()) < 1e-6
