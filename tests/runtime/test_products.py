@@ -6,7 +6,7 @@ import torch
 from channelwise.runtime import products
 from channelwise.runtime.products import Float64Product, Int8Product, OneDnnProduct, Product, best_product
 
-SATURATES = not products._onednn_is_exact()
+SATURATES = not products.onednn_is_exact()
 """Whether oneDNN adds in 16 bits here, as it does below AVX-512 VNNI; then nobody takes its product."""
 
 OneDnnHere = pytest.param(OneDnnProduct, marks=pytest.mark.skipif(SATURATES, reason="oneDNN saturates here"))
@@ -77,5 +77,5 @@ def test_one_column() -> None:
 def test_a_product_that_saturates_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     weight = torch.full((20, 64), 127, dtype=torch.int8)
     assert isinstance(best_product(weight, True), OneDnnProduct) != SATURATES
-    monkeypatch.setattr(products, "_onednn_is_exact", lambda: False)
+    monkeypatch.setattr(products, "onednn_is_exact", lambda: False)
     assert isinstance(best_product(weight, True), Float64Product)

@@ -13,7 +13,7 @@ from channelwise.numerics.grids import FloatGrid, Grid, IntegerGrid
 from channelwise.numerics.quantizer import encode, parameters_of
 from channelwise.runtime.cpu import library
 from channelwise.runtime.linear import QuantizedLinear
-from channelwise.runtime.packed import INTEGER_LEVELS
+from channelwise.runtime.packed import takes_integers
 from channelwise.runtime.scheme import InputScheme, LinearScheme, WeightScheme, is_asymmetric
 from tests.runtime.layers import assert_equals_definition, build
 
@@ -236,7 +236,7 @@ def test_what_gave_up_its_rows_computes_saves_copies_and_loads_as_before(
 def test_the_weight_lies_in_memory_once() -> None:
     """Without kernels layers keep their rows, and below AVX-512 those whose product is torch's."""
     layer = kept(WeightScheme(IntegerGrid(4), ROW), A8)
-    assert (layer.weight_packed.numel() == 0) == (library.available() and library.level() in INTEGER_LEVELS)
+    assert (layer.weight_packed.numel() == 0) == (library.available() and takes_integers())
 
 
 def test_a_changed_part_is_seen_after_the_rows_are_gone() -> None:

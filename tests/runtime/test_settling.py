@@ -10,14 +10,14 @@ from channelwise.numerics.granularity import ROW
 from channelwise.numerics.grids import IntegerGrid
 from channelwise.runtime.cpu import library
 from channelwise.runtime.linear import QuantizedLinear
-from channelwise.runtime.packed import INTEGER_LEVELS
+from channelwise.runtime.packed import takes_integers
 from channelwise.runtime.scheme import InputScheme, WeightScheme
 from channelwise.runtime.settling import settle
 from tests.runtime.layers import build
 
 pytestmark = pytest.mark.skipif(not library.available(), reason="the kernels were not built: no C++ compiler")
 integer_kernels = pytest.mark.skipif(
-    library.level() not in INTEGER_LEVELS, reason="below AVX-512 products of codes are torch's, and share nothing"
+    not takes_integers(), reason="where oneDNN is exact below AVX-512, products of codes are its, and share nothing"
 )
 
 

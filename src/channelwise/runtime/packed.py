@@ -30,7 +30,7 @@ from channelwise.runtime.cpu.weight_only import (
 )
 from channelwise.runtime.encoding import StaticEncoder, TokenEncoder
 from channelwise.runtime.execution import Execution, LinearParts
-from channelwise.runtime.products import MAX_COLUMNS
+from channelwise.runtime.products import MAX_COLUMNS, onednn_is_exact
 from channelwise.runtime.scheme import is_asymmetric
 from channelwise.runtime.sharing import SharesCodes
 from channelwise.runtime.tables import byte_table, code_table, largest_power
@@ -51,7 +51,7 @@ LARGEST_POWER = 7
 WHOLE_BYTE = 8
 
 INTEGER_LEVELS = ("avx512", "amx")
-"""Where the integer kernels are faster than torch's."""
+"""Where the integer kernels are faster than any of torch's."""
 
 
 @dataclass(frozen=True)
@@ -227,13 +227,18 @@ class PackedGroups:
 Packed = WeightOnly | PackedStatic | PackedToken | PackedGroups
 
 
+def takes_integers() -> bool:
+    """Whether products of codes are the kernels': below AVX-512 torch's are faster, where oneDNN does not saturate."""
+    return library.level() in INTEGER_LEVELS or (library.level() == "avx2" and not onednn_is_exact())
+
+
 def packed_execution(parts: LinearParts, encoder: StaticEncoder | TokenEncoder | None) -> Execution | None:
     """The layer on the CPU's kernels; None where there are none, or none for its scheme."""
     if parts.packed.device.type != "cpu" or not library.available():
         return None
     if encoder is None:
         return _weight_only(parts)
-    integer = _integer(parts, encoder) if library.level() in INTEGER_LEVELS else None
+    integer = _integer(parts, encoder) if takes_integers() else None
     return integer or _in_groups(parts, encoder)
 
 

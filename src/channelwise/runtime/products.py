@@ -179,7 +179,7 @@ def _choose(weight: torch.Tensor) -> Prepare:
     rows, columns = weight.shape
     if rows == 0 or columns == 0 or columns > MAX_COLUMNS:
         return Float64Product.prepare
-    if weight.device.type == "cpu" and _onednn_is_exact():
+    if weight.device.type == "cpu" and onednn_is_exact():
         return OneDnnProduct.prepare
     if weight.is_cuda and int8_sums_are_exact(weight):
         return Int8Product.prepare
@@ -187,7 +187,7 @@ def _choose(weight: torch.Tensor) -> Prepare:
 
 
 @cache
-def _onednn_is_exact() -> bool:
+def onednn_is_exact() -> bool:
     """Whether torch has oneDNN's product and this processor adds u8 × s8 without saturating (16-bit sums would)."""
     if not (hasattr(torch.ops.onednn, "qlinear_prepack") and hasattr(torch.ops.onednn, "qlinear_pointwise")):
         return False
