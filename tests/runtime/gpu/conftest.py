@@ -1,11 +1,29 @@
 """The GPU's kernels, on the GPU where there is one, else by Triton's interpreter on the CPU."""
 
+from typing import Any
+
 import pytest
 import torch
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
-POISON = {torch.int8: 85, torch.int16: 21_845, torch.int32: 1_431_655_765}
+POISON = {torch.int8: 85, torch.uint8: 85, torch.int16: 21_845, torch.int32: 1_431_655_765}
+LAUNCHERS = ("integer", "quantize", "weight_only")
+
+
+class Poisoned:
+    """torch as a module sees it, but new memory holds what no kernel would write, so that what is not written shows.
+
+    Not torch itself is changed: it remembers its own functions for as long as the process lives.
+    """
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(torch, name)
+
+    @staticmethod
+    def empty(*sizes: Any, **options: Any) -> torch.Tensor:
+        memory = torch.empty(*sizes, **options)
+        return memory.fill_(POISON.get(memory.dtype, torch.nan))
 
 
 @pytest.fixture
@@ -16,16 +34,8 @@ def device() -> torch.device:
 
 @pytest.fixture(autouse=True)
 def _poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """New memory holds what no kernel would write, so that what is not written shows."""
-    empty = torch.empty
-
-    def poisoned(*sizes: object, **options: object) -> torch.Tensor:
-        memory = empty(*sizes, **options)
-        if memory.is_meta or torch.compiler.is_compiling():
-            return memory
-        return memory.fill_(POISON.get(memory.dtype, torch.nan) if memory.dtype != torch.uint8 else 85)
-
-    monkeypatch.setattr(torch, "empty", poisoned)
+    for name in LAUNCHERS:
+        monkeypatch.setattr(f"channelwise.runtime.gpu.{name}.torch", Poisoned())
 
 
 @pytest.fixture

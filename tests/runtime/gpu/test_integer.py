@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from channelwise.numerics.grids import FloatGrid
+from channelwise.runtime.gpu import integer
 from channelwise.runtime.gpu.integer import IntegerWeight, integer_product, pack_integer
 from channelwise.runtime.gpu.tiles import Tiles
 from channelwise.runtime.tables import byte_table
@@ -89,3 +90,10 @@ def test_tiles_do_not_change_sums(bits: int, tiles: Tiles) -> None:
 def test_nothing_to_multiply() -> None:
     weight, _ = weight_of(8, 0, 5, 20)
     assert integer_product(codes_of(0, weight), weight, 0, None).shape == (0, 5)
+
+
+def test_memory_that_is_not_written_shows(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight, _ = weight_of(8, 0, 50, 200)
+    monkeypatch.setattr(integer, "_multiply_bytes", lambda *arguments: None)
+    found = integer_product(codes_of(7, weight), weight, 0, torch.ones(50))
+    assert bool(found.isnan().all())
