@@ -132,8 +132,11 @@ class QuantizedLinear(nn.Module):
 
     def _forward(self, x: torch.Tensor) -> torch.Tensor:
         flat = x.reshape(-1, self.in_features)
-        if torch.compiler.is_compiling() and self._prepared is not None:
-            # Compiled code takes what is prepared as it finds it.
+        if torch.compiler.is_compiling():
+            # Compiled code takes what is prepared as it finds it, and leaves preparing to Python.
+            if self._prepared is None:
+                torch.compiler.disable(self._execution)()
+            assert self._prepared is not None
             result = self._prepared[1](flat)
         else:
             execution = self._execution()

@@ -12,7 +12,7 @@ from channelwise.numerics.inputs import largest_code
 from channelwise.numerics.transform import ChannelTransform
 from channelwise.runtime.cpu import library
 from channelwise.runtime.cpu.integer import QuadPanels, integer_product, integer_sums, pack_quads
-from channelwise.runtime.cpu.operators import grid_numbers, operators
+from channelwise.runtime.cpu.operators import operators
 from channelwise.runtime.cpu.quantize import (
     UNSIGNED_OFFSET,
     InputBytes,
@@ -31,7 +31,7 @@ from channelwise.runtime.cpu.weight_only import (
 from channelwise.runtime.encoding import StaticEncoder, TokenEncoder
 from channelwise.runtime.execution import Execution, LinearParts
 from channelwise.runtime.products import MAX_COLUMNS, onednn_is_exact
-from channelwise.runtime.scheme import is_asymmetric
+from channelwise.runtime.scheme import grid_numbers, is_asymmetric
 from channelwise.runtime.sharing import SharesCodes
 from channelwise.runtime.tables import byte_table, code_table, largest_power
 from channelwise.runtime.whole import LARGEST_INT8, MIDDLE_OF_UINT8

@@ -1,5 +1,6 @@
 """How one linear layer or embedding is stored and computed; plain data that a checkpoint can write as JSON."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -118,6 +119,19 @@ def grid_from_dict(data: dict[str, Any]) -> Grid:
     if set(data) == {"float"}:
         return FloatGrid(**data["float"])
     raise ValueError(f"unknown grid {data!r}")
+
+
+def grid_numbers(grid: Grid) -> list[int]:
+    """The grid as operators take it: exponent and mantissa bits and 1, or bits, whether it is symmetric, and 0."""
+    if isinstance(grid, FloatGrid):
+        return [grid.exponent_bits, grid.mantissa_bits, 1]
+    return [grid.bits, int(grid.symmetric), 0]
+
+
+def grid_of(numbers: Sequence[int]) -> Grid:
+    """The inverse of `grid_numbers`."""
+    first, second, floating = numbers
+    return FloatGrid(first, second) if floating else IntegerGrid(first, bool(second))
 
 
 def _weights_to_dict(weights: WeightScheme) -> dict[str, Any]:

@@ -108,6 +108,14 @@ def test_compiled_layers_give_what_they_give_uncompiled(kind: str) -> None:
         assert torch.equal(compiled(x), layer(x))
 
 
+@BY_KIND
+def test_layers_that_are_not_prepared_are_prepared_outside_of_compiled_code(kind: str) -> None:
+    torch._dynamo.reset()
+    layer = a_layer(kind)
+    x = inputs_for(layer, 2)
+    assert torch.equal(torch.compile(layer, backend="eager")(x), layer(x))
+
+
 @pytest.mark.parametrize("kind", ["W8A8", "W8A8 per token", "W3"])
 def test_the_operators_declare_what_they_do(kind: str) -> None:
     torch._dynamo.reset()

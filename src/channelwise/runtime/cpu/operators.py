@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
-from channelwise.numerics.grids import FloatGrid, Grid, IntegerGrid
 from channelwise.numerics.transform import ChannelTransform
 from channelwise.runtime.cpu.integer import QuadPanels, integer_product
 from channelwise.runtime.cpu.quantize import StaticQuantizer, static_bytes, token_bytes
 from channelwise.runtime.cpu.weight_only import PairPanels, weight_only_product
+from channelwise.runtime.scheme import grid_of
 
 Optional = torch.Tensor | None
 
@@ -117,19 +117,6 @@ def token_product(
         code_sums=found.code_sums,
         dtype=dtype,
     )
-
-
-def grid_numbers(grid: Grid) -> list[int]:
-    """The grid as operators take it: exponent and mantissa bits and 1, or bits, whether it is symmetric, and 0."""
-    if isinstance(grid, FloatGrid):
-        return [grid.exponent_bits, grid.mantissa_bits, 1]
-    return [grid.bits, int(grid.symmetric), 0]
-
-
-def grid_of(numbers: Sequence[int]) -> Grid:
-    """The inverse of `grid_numbers`."""
-    first, second, floating = numbers
-    return FloatGrid(first, second) if floating else IntegerGrid(first, bool(second))
 
 
 def _fake_weight_only(x: torch.Tensor, *others: Any) -> torch.Tensor:

@@ -10,7 +10,6 @@ from channelwise.numerics.grids import FloatGrid, Grid
 from channelwise.numerics.inputs import largest_code
 from channelwise.numerics.quantizer import Parameters
 from channelwise.numerics.transform import ChannelTransform
-from channelwise.runtime.cpu.operators import grid_numbers
 from channelwise.runtime.encoding import StaticEncoder, TokenEncoder
 from channelwise.runtime.execution import Execution, LinearParts
 from channelwise.runtime.gpu.integer import WHOLE_BYTE, IntegerWeight, integer_product, pack_integer
@@ -37,6 +36,7 @@ from channelwise.runtime.gpu.weight_only import (
     weight_only_product,
 )
 from channelwise.runtime.products import MAX_COLUMNS
+from channelwise.runtime.scheme import grid_numbers
 from channelwise.runtime.sharing import SharesCodes
 from channelwise.runtime.tables import byte_table, largest_power
 

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 
 from channelwise.numerics.transform import ChannelTransform
-from channelwise.runtime.cpu.operators import grid_of
 from channelwise.runtime.gpu.integer import IntegerWeight, integer_product
 from channelwise.runtime.gpu.layout import Strands
 from channelwise.runtime.gpu.quantize import StaticVectors, static_bytes, token_bytes
 from channelwise.runtime.gpu.weight_only import NumberWeight, weight_only_product
+from channelwise.runtime.scheme import grid_of
 
 Optional = torch.Tensor | None
 
