@@ -226,9 +226,6 @@ class Groups:
         return self.whole.stored_codes()
 
 
-Packed = Static | Token | WeightOnly | Groups
-
-
 def gpu_execution(parts: LinearParts, encoder: StaticEncoder | TokenEncoder | None) -> Execution | None:
     """The layer on the GPU's kernels; None where there are none for its scheme."""
     if encoder is None:
