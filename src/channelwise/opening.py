@@ -151,5 +151,5 @@ def _device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise InputError(f"device {name!r} cannot be used by torch on this machine; give another --device, such as cpu") from error
+        raise InputError(f"device {name!r} cannot be used on this machine; give another, cpu say") from error
     return device
