@@ -17,6 +17,7 @@ from channelwise.engine.stage import HESSIAN_BYTES
 from channelwise.methods.none import NoTransform
 from channelwise.methods.os_plus import STRIDES, OutlierSuppressionPlus, search_minimum
 from channelwise.methods.outliertune import OutlierTune
+from channelwise.methods.triangular import PANEL
 from channelwise.model.batches import TOKENS_PER_BATCH
 from channelwise.recipe import load_recipe
 
@@ -135,8 +136,7 @@ def peak_bytes(shape: Shape, work: Work, ranks: int) -> dict[str, float]:
     return {
         "block": shape.block_bytes,
         "hidden states": shape.hidden_bytes(work.tokens) / ranks,
-        "Hessian": 4 * widest**2 if work.hessian else 0,
-        "its factor": 4 * widest**2 if work.gptq else 0,
+        "Hessian, its factor below it": 4 * widest**2 if work.hessian else 0,
     }
 
 
@@ -156,10 +156,10 @@ def _statistics(shape: Shape, work: Work) -> Iterator[Term]:
     yield Term("channel extremes", "statistics", "extremes", inputs, "samples", "T C numbers at every site")
     if work.hessian:
         products = sum(work.tokens * site.active * site.channels**2 for site in shape.sites)
-        matrices = sum(4 * site.experts * site.channels**2 for site in shape.sites)
+        matrices = sum(2 * site.experts * site.channels**2 for site in shape.sites)
         yield Term("Hessian", "statistics", "hessian", products, "samples", "T C²: half of a symmetric 2 T C²")
         yield Term(
-            "all-reduce Hessians", "statistics", "network", 2 * matrices, "exchange", "4 C² bytes, there and back"
+            "all-reduce Hessians", "statistics", "network", 2 * matrices, "exchange", "2 C² bytes, there and back"
         )
 
 
@@ -179,8 +179,11 @@ def _choice(shape: Shape, site: SiteShape, work: Work) -> Iterator[Term]:
 def _rounding(site: SiteShape, work: Work) -> Iterator[Term]:
     weights, channels = site.weights, site.channels
     if work.gptq:
-        factor = site.experts * channels**3 / 3
-        yield Term("factor", "round", "factor", factor, "every rank", "C³/3 in float64, once for each site")
+        factor, squares = site.experts * channels**3 / 3, site.experts * PANEL * channels**2
+        yield Term("factor", "round", "factor", factor, "rows", "C³/3 in float64, once for each site")
+        yield Term("factor's diagonal", "round", "factor", squares, "every rank", f"{PANEL} C²: a panel's square")
+        triangle = 2.0 * site.experts * channels**2
+        yield Term("gather factor", "round", "network", triangle, "exchange", "C²/2 numbers in float32")
         steps = work.directions * weights
         yield Term("GPTQ columns", "round", "steps", steps, "rows", "directions · W weights, column by column")
         onward = work.directions * weights * channels

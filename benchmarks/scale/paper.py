@@ -12,7 +12,7 @@ many times as fast a machine computes as the measured one, in all kinds alike: a
 rates of such a machine. Disk and network are as given, or as measured.
 
 Machines are ranks: each reads every block from a disk of its own, runs its share of the samples, and rounds its share
-of each weight's rows. Parts that are not divided, such as a Hessian's factor, are every rank's.
+of each weight's rows. Parts that are not divided, such as finding sites, are every rank's.
 """
 
 import argparse

@@ -68,7 +68,7 @@ def kinds(channels: int, length: int, device: torch.device) -> dict[str, Kind]:
     grid, groups = IntegerGrid(3, symmetric=False), Granularity("row_group", HEAD)
     parameters = parameters_of(weight, grid, groups)
     narrow = weight[:, :NARROW].contiguous()
-    narrow_factor = factor(hessian.matrix[:NARROW, :NARROW], options, "random")
+    narrow_factor = factor(hessian.matrix[:NARROW, :NARROW].clone(), options, "random")
     few = x[:PROBED].double()
     square, entries = channels**2, TOKENS * channels
     return {

@@ -41,7 +41,8 @@ def random_weight(seed: int, rows: int = 13, columns: int = 22) -> torch.Tensor:
 def solve(
     weight: torch.Tensor, matrix: torch.Tensor, grid: Grid, granularity: Granularity, options: Gptq
 ) -> tuple[torch.Tensor, Parameters]:
-    return gptq(weight, factor(matrix, options, "layer"), grid, granularity, options)
+    # The factor takes the memory below the diagonal, and the matrix is often looked at again.
+    return gptq(weight, factor(matrix.clone(), options, "layer"), grid, granularity, options)
 
 
 def nearest(weight: torch.Tensor, grid: Grid, granularity: Granularity) -> tuple[torch.Tensor, Parameters]:
@@ -280,7 +281,7 @@ def test_a_hessian_that_is_not_finite_is_an_error_that_names_the_layer(value: fl
 @pytest.mark.parametrize("act_order", [True, False])
 def test_the_factor_takes_the_damped_hessian_apart(act_order: bool) -> None:
     matrix = hessian_of(correlated_inputs(0)).matrix
-    found = factor(matrix, Gptq(act_order=act_order), "layer")
+    found = factor(matrix.clone(), Gptq(act_order=act_order), "layer")
     expected = torch.argsort(matrix.diagonal(), descending=True) if act_order else torch.arange(22)
     assert torch.equal(found.order, expected)
     damped = matrix.double() + 0.01 * matrix.double().diagonal().mean() * torch.eye(22, dtype=torch.float64)

@@ -16,7 +16,7 @@ from tests.simulated import DEVICE, Simulation, on_device
 
 
 def there(found: Factor) -> Factor:
-    return Factor(on_device(found.effects), on_device(found.order), found.damping)
+    return Factor(on_device(found.memory), on_device(found.order), found.damping)
 
 
 def random(*shape: int) -> torch.Tensor:
@@ -68,7 +68,7 @@ def test_statistics_and_hessians_wait_for_no_sample(simulation: Simulation) -> N
         statistics.update(random(2, 5, 600))
         hessian.update(random(2, 5, 600))
     found = statistics.finish()
-    hessian.finish().transformed(ChannelTransform(found.center, found.absolute_maximum))
+    hessian.finish().transform_(ChannelTransform(found.center, found.absolute_maximum))
     assert simulation.waits.total() == 0
 
 

@@ -121,4 +121,4 @@ class SiteRounding:
     @cached_property
     def _factor(self) -> Factor:
         assert self.hessian is not None and self.plan.rounding is not None
-        return factor(self.hessian.matrix, self.plan.rounding, self.name)
+        return factor(self.hessian.matrix, self.plan.rounding, self.name, self.world)

@@ -203,7 +203,7 @@ def _chosen(
     rounding = SiteRounding(
         plan.weights,
         choice.transform,
-        None if hessian is None else hessian.transformed(choice.transform),
+        None if hessian is None else hessian.transform_(choice.transform),
         lambda name, weight: evaluator.weight_loss(choice.transform, name, weight),
         stage.full(site.name),
         stage.world,

@@ -6,7 +6,7 @@ from enum import Enum
 import torch
 
 from channelwise.engine.world import World
-from channelwise.methods.hessian import HessianBuilder
+from channelwise.methods.hessian import HessianBuilder, blocks
 from channelwise.methods.site import ChannelStatistics
 
 
@@ -88,7 +88,10 @@ def joined_statistics(builder: StatisticsBuilder, world: World) -> StatisticsBui
 
 def joined_hessian(builder: HessianBuilder, world: World) -> HessianBuilder:
     """The sums of all ranks' samples; the same on every rank."""
-    builder.matrix = world.total(builder.matrix, in_place=True)
+    for start, end in blocks(builder.channels):
+        # Half of the matrix is enough, as it is symmetric.
+        rows = builder.matrix[start:end, start:]
+        rows.copy_(world.total(rows))
     builder.total = world.total(builder.total)
     builder.tokens = int(world.totals([builder.tokens])[0])
     return builder

@@ -17,7 +17,7 @@ from channelwise.errors import NumericalError
 from channelwise.methods.options import OPTIONS
 from channelwise.methods.ranges import least_error_parameters
 from channelwise.methods.repeated import Repeated, recorder_for
-from channelwise.methods.triangular import unit_upper_factor
+from channelwise.methods.triangular import ALONE, Ranks, factor_below
 from channelwise.numerics.floats import float_lattice
 from channelwise.numerics.granularity import Granularity, parameter_shape, row_slices
 from channelwise.numerics.grids import FloatGrid, Grid
@@ -51,22 +51,41 @@ class Gptq:
 class Factor:
     """What the rounding of every layer of a site takes from its Hessian.
 
-    effects: V, float32 [channels, channels], upper triangular with a diagonal of ones: what a change of one column
-    asks of the later ones, columns in the order of rounding. order: int64 [channels], the channels in that order.
-    damping: the share of the mean diagonal that it took.
+    memory: float32 [channels, channels], which below its diagonal has V, upper triangular with a diagonal of ones, from
+    the end to the beginning (`triangular.factor_below`): what a change of one column asks of the later ones, columns in
+    the order of rounding. order: int64 [channels], the channels in that order. damping: the share of the mean diagonal
+    that it took.
     """
 
-    effects: torch.Tensor
+    memory: torch.Tensor
     order: torch.Tensor
     damping: float
 
+    @property
+    def effects(self) -> torch.Tensor:
+        """V, float32 [channels, channels], in memory of its own."""
+        return self.memory.flip(0, 1).triu_(1).fill_diagonal_(1.0)
+
+    def within(self, part: slice) -> torch.Tensor:
+        """What some columns ask of each other: V of these, of which what is above the diagonal counts."""
+        return self._flipped(part, slice(len(self.memory) - part.stop, len(self.memory) - part.start))
+
+    def onward(self, part: slice) -> torch.Tensor:
+        """What some columns ask of all after them: V [columns, columns after them]."""
+        return self._flipped(part, slice(0, len(self.memory) - part.stop))
+
+    def _flipped(self, part: slice, columns: slice) -> torch.Tensor:
+        size = len(self.memory)
+        return self.memory[size - part.stop : size - part.start, columns].flip(0, 1)
+
 
 @torch.no_grad()
-def factor(matrix: torch.Tensor, options: Gptq, name: str) -> Factor:
-    """The factor of a site's Hessian, float [channels, channels], of which the lower triangle may be all that is read.
+def factor(matrix: torch.Tensor, options: Gptq, name: str, ranks: Ranks = ALONE) -> Factor:
+    """The factor of a site's Hessian, float32 [channels, channels], written below the diagonal of that very matrix.
 
-    Dead channels (diagonal 0) come last and are cut off from the others: their weights are rounded to nearest, since
-    another input may still wake them. Computed in float64; memory is about that of the result.
+    What the matrix has on and above its diagonal is read and kept; what it has below is overwritten. Dead channels
+    (diagonal 0) come last and are cut off from the others: their weights are rounded to nearest, since another input
+    may still wake them. Computed in float64; memory is that of some panels. ranks: who divides the work.
 
     Raises NumericalError, with `name` in its message, if an entry is not finite, or if the Hessian is not positive
     definite after the last retry.
@@ -83,9 +102,8 @@ def factor(matrix: torch.Tensor, options: Gptq, name: str) -> Factor:
     share = options.damping
     for attempt in range(options.retries + 1):
         share = options.damping * DAMPING_STEP**attempt
-        effects = unit_upper_factor(matrix, order, undamped + share * mean)
-        if effects is not None:
-            return Factor(effects, order, share)
+        if factor_below(matrix, order, undamped + share * mean, ranks) is not None:
+            return Factor(matrix, order, share)
     raise NumericalError(f"{name}: its Hessian is singular even with damping {share:g}; give more calibration tokens")
 
 
@@ -142,8 +160,8 @@ def _rounded(
     for start in range(0, columns, options.block):
         part = slice(start, min(start + options.block, columns))
         shared = () if fixed is None else _of_columns(fixed, order[part] // (granularity.group_size or columns))
-        changes, *own = rounding(work[part], original[order[part]], factor.effects[part, part], *shared)
-        work[part.stop :].addmm_(factor.effects[part, part.stop :].t(), changes, alpha=-1)
+        changes, *own = rounding(work[part], original[order[part]], factor.within(part), *shared)
+        work[part.stop :].addmm_(factor.onward(part).t(), changes, alpha=-1)
         if fixed is None:
             found.append(Parameters(*own))
 

@@ -27,7 +27,8 @@ TOLERANCE = 1e-3
 class Hessian:
     """Sums over tokens: of x xᵀ, float32 [channels, channels], of x, float64 [channels], and of 1.
 
-    All three are sums, so two parts of the data are joined by `+`.
+    The matrix is symmetric, and only what it has on and above its diagonal counts: a factor may lie below. All three
+    are sums, so two parts of the data are joined by `+`.
     """
 
     matrix: torch.Tensor
@@ -38,31 +39,29 @@ class Hessian:
         """That of both parts of the data."""
         return Hessian(self.matrix + other.matrix, self.total + other.total, self.tokens + other.tokens)
 
-    def transformed(self, transform: ChannelTransform) -> "Hessian":
-        """That of (x − shift) / scale.
+    def transform_(self, transform: ChannelTransform) -> "Hessian":
+        """That of (x − shift) / scale, in the memory of this one's matrix, which is of no more use.
 
         A shift by many times a channel's spread takes off nearly all of its sum of squares: computed in float64, what
-        is lost is no more than the rounding of `matrix` to float32. Beside the result, some of its rows are in float64
-        at a time.
+        is lost is no more than the rounding of `matrix` to float32. Some of its rows are in float64 at a time.
         """
         if transform.is_identity:
             return self
         total = self.total.double()
         shift = None if transform.shift is None else transform.shift.to(total)
         scale = None if transform.scale is None else transform.scale.to(total)
-        matrix = torch.empty_like(self.matrix)
-        for start, end in _blocks(len(matrix)):
-            rows = self.matrix[start:end].double()
+        for start, end in blocks(len(self.matrix)):
+            rows = self.matrix[start:end, start:].double()
             if shift is not None:
                 # H − z mᵀ − m zᵀ + n z zᵀ, its last term halved between the other two.
                 half = total - shift * (self.tokens / 2)
-                rows.addr_(shift[start:end], half, alpha=-1).addr_(half[start:end], shift, alpha=-1)
+                rows.addr_(shift[start:end], half[start:], alpha=-1).addr_(half[start:end], shift[start:], alpha=-1)
             if scale is not None:
-                rows.div_(scale).div_(scale[start:end, None])
-            matrix[start:end] = rows
+                rows.div_(scale[start:]).div_(scale[start:end, None])
+            self.matrix[start:end, start:] = rows
         if shift is not None:
             total = total - self.tokens * shift
-        return Hessian(matrix, total if scale is None else total / scale, self.tokens)
+        return Hessian(self.matrix, total if scale is None else total / scale, self.tokens)
 
 
 @dataclass
@@ -80,8 +79,8 @@ class HessianBuilder:
     def update(self, x: torch.Tensor) -> None:
         """Add one batch [..., tokens, channels] of any float dtype."""
         x = x.detach().reshape(-1, self.channels).to(self.device, torch.float32)
-        for start, end in _blocks(self.channels):
-            # What lies below the diagonal blocks is the mirror image of what lies above.
+        for start, end in blocks(self.channels):
+            # What lies below the diagonal is the mirror image of what lies above.
             self.matrix[start:end, start:].addmm_(x[:, start:end].t(), x[:, start:])
         self.total += x.sum(dim=0).double()
         self.tokens += len(x)
@@ -90,8 +89,6 @@ class HessianBuilder:
         """The Hessian so far; it shares the builder's memory. Raises ValueError if no token was seen."""
         if self.tokens == 0:
             raise ValueError("no tokens were seen")
-        for start, end in _blocks(self.channels):
-            self.matrix[end:, start:end] = self.matrix[start:end, end:].t()
         return Hessian(self.matrix, self.total, self.tokens)
 
 
@@ -124,17 +121,21 @@ def row_errors(matrix: torch.Tensor, change: torch.Tensor) -> torch.Tensor:
     """δ H δᵀ of each row, float64 [rows], for change [rows, channels] and a symmetric matrix [channels, channels].
 
     Products are in the dtype of `change`, and their sums over up to BLOCK channels; sums of those are in float64. Only
-    the upper triangle is read and multiplied. Memory is one block of rows and one of the matrix.
+    what the matrix has on and above its diagonal counts. Memory is one block of rows and one of the matrix.
     """
     total = torch.zeros(len(change), dtype=torch.float64, device=change.device)
-    blocks = _blocks(change.shape[1])
-    for index, (start, end) in enumerate(blocks):
-        for first, last in blocks[: index + 1]:
-            part = change[:, first:last] @ matrix[first:last, start:end].to(change.dtype)
+    parts = blocks(change.shape[1])
+    for index, (start, end) in enumerate(parts):
+        for first, last in parts[: index + 1]:
+            entries = matrix[first:last, start:end].to(change.dtype)
+            if first == start:
+                entries = entries.triu() + entries.triu(1).t()
+            part = change[:, first:last] @ entries
             # What lies below the diagonal blocks is the mirror image of what lies above.
             total.add_(part.mul_(change[:, start:end]).sum(dim=1), alpha=1 if first == start else 2)
     return total
 
 
-def _blocks(channels: int) -> list[tuple[int, int]]:
+def blocks(channels: int) -> list[tuple[int, int]]:
+    """The first channel of each block of BLOCK channels, and that after its last."""
     return [(at, min(at + BLOCK, channels)) for at in range(0, channels, BLOCK)]
