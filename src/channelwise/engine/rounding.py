@@ -7,15 +7,17 @@ from functools import cached_property
 import torch
 from torch import nn
 
+from channelwise.engine.memory import give_back_free
 from channelwise.engine.plan import WeightPlan
 from channelwise.engine.rows import RowShare
 from channelwise.engine.world import ALONE, World
-from channelwise.methods.gptq import Factor, factor, gptq
+from channelwise.methods.gptq import ROWS, Factor, factor, gptq
 from channelwise.methods.hessian import Hessian, output_error
 from channelwise.methods.ranges import searched_parameters
 from channelwise.methods.site import LayerChoice
 from channelwise.model.linears import weight_matrix
-from channelwise.numerics.quantizer import Parameters, decode, encode, parameters_of
+from channelwise.numerics.granularity import Granularity, row_slices
+from channelwise.numerics.quantizer import Parameters, decode, encode, joined, parameters_of
 from channelwise.numerics.transform import ChannelTransform
 from channelwise.runtime.scheme import WeightScheme
 
@@ -77,8 +79,11 @@ class SiteRounding:
         """AdaDim (arXiv 2309.15531, eq. 4): the direction with the lower loss, per output channel if they are equal."""
         assert self.plan.alternative is not None
         directions = {"oc": scheme, "ic": WeightScheme(scheme.grid, self.plan.alternative)}
-        rounded = {direction: self._rounded(linear, found, None) for direction, found in directions.items()}
-        losses = {direction: self._loss(linear, name, found) for direction, found in rounded.items()}
+        rounded: dict[str, Rounded] = {}
+        losses: dict[str, float] = {}
+        for direction, found in directions.items():
+            rounded[direction] = self._rounded(linear, found, None)
+            losses[direction] = self._loss(linear, name, rounded[direction])
         best = min(losses, key=losses.__getitem__)
         return rounded[best], {"direction": best, "loss_oc": losses["oc"], "loss_ic": losses["ic"]}
 
@@ -92,18 +97,28 @@ class SiteRounding:
         grid, granularity = rounded.scheme.grid, rounded.scheme.granularity
         share = RowShare.of(self.world, len(rounded.codes), granularity)
         parameters = share.of_parameters(rounded.parameters) or rounded.parameters
-        values = decode(share.of_weight(rounded.codes), parameters, grid, granularity)
-        return share.total(output_error(hessian, values.sub_(self._weight(linear, share))))
+        codes, matrix = share.of_weight(rounded.codes), share.of_weight(weight_matrix(linear).detach())
+        error = 0.0
+        for rows in _parts(matrix, granularity):
+            values = decode(codes[rows], parameters.of_rows(rows, granularity), grid, granularity)
+            error += output_error(hessian, values.sub_(self._folded(matrix[rows])))
+        return share.total(error)
 
-    def _weight(self, linear: nn.Module, share: RowShare) -> torch.Tensor:
-        """This rank's rows of the transformed weight, float32."""
-        return self.transform.fold_weight(share.of_weight(weight_matrix(linear).detach()).float())
+    def _folded(self, rows: torch.Tensor) -> torch.Tensor:
+        """Some rows of a weight as they are rounded: transformed, float32."""
+        return self.transform.fold_weight(rows.float())
 
     def _rounded(self, linear: nn.Module, scheme: WeightScheme, parameters: Parameters | None) -> Rounded:
         grid, granularity = scheme.grid, scheme.granularity
         share = RowShare.of(self.world, len(weight_matrix(linear)), granularity)
-        codes, found = self._rounded_rows(self._weight(linear, share), scheme, share.of_parameters(parameters))
-        return Rounded(scheme, share.joined_parameters(found), share.joined_codes(codes, grid))
+        matrix, own = share.of_weight(weight_matrix(linear).detach()), share.of_parameters(parameters)
+        codes, found = torch.empty(matrix.shape, dtype=torch.int16, device=matrix.device), []
+        for rows in _parts(matrix, granularity):
+            given = None if own is None else own.of_rows(rows, granularity)
+            codes[rows], used = self._rounded_rows(self._folded(matrix[rows]), scheme, given)
+            found.append(used)
+            give_back_free(matrix.numel())
+        return Rounded(scheme, share.joined_parameters(joined(found, dim=0)), share.joined_codes(codes, grid))
 
     def _rounded_rows(
         self, weight: torch.Tensor, scheme: WeightScheme, parameters: Parameters | None
@@ -122,3 +137,10 @@ class SiteRounding:
     def _factor(self) -> Factor:
         assert self.hessian is not None and self.plan.rounding is not None
         return factor(self.hessian.matrix, self.plan.rounding, self.name, self.world)
+
+
+def _parts(matrix: torch.Tensor, granularity: Granularity) -> list[slice]:
+    """Rows that are in float32 at a time: all where they share scales, and where only few would be slow."""
+    count = len(matrix)
+    together = granularity.kind in ("tensor", "column") or matrix.device.type != "cpu"
+    return row_slices(count, granularity, count if together else ROWS)
