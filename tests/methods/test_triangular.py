@@ -204,7 +204,10 @@ def test_no_step_makes_a_copy_of_a_hessian(monkeypatch: pytest.MonkeyPatch) -> N
         # Two panels of float64 as long as the matrix.
         (lambda: factor(matrix, Gptq(), "layer"), 2 * 2 * 64 / channels),
         # Blocks of float64 as long as the matrix.
-        (lambda: hessian.transform_(ChannelTransform(torch.ones(channels), torch.ones(channels))), 2 * BLOCK / channels),
+        (
+            lambda: hessian.transform_(ChannelTransform(torch.ones(channels), torch.ones(channels))),
+            2 * BLOCK / channels,
+        ),
         (lambda: output_error(hessian, torch.ones(8, channels)), 0.25),
         (lambda: output_error(hessian, torch.ones(8, channels, dtype=torch.float64)), 0.25),
     ]

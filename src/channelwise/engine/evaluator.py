@@ -159,7 +159,7 @@ class SiteEvaluator:
             bias = transform.fold_bias(self.weights[index], bias)
         errors = []
         for target in self._targets:
-            changed = apply_linear(transform.apply(target.x.float()), weight, bias)
+            changed = self._product(transform.apply(target.x.float()), weight, bias)
             if self.dependents:
                 outputs = [*target.outputs[:index], changed, *target.outputs[index + 1 :]]
                 errors.append(_squared_differences(self._observe(target.run, outputs, target.x.dtype), target.seen))
@@ -221,6 +221,13 @@ class SiteEvaluator:
             for part, x in zip(parts, inputs, strict=True):
                 part.append(apply_linear(x, weight, own).to(dtype))
         return [part[0] if len(part) == 1 else torch.cat(part, dim=-1) for part in parts]
+
+    def _product(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """A few rows of the weight at a time: libraries copy a whole one into an order of their own."""
+        parts = self._row_parts(weight, quantized=False)
+        biases = [None if bias is None else bias[rows] for rows in parts]
+        outputs = [apply_linear(x, weight[rows], own) for rows, own in zip(parts, biases, strict=True)]
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
 
     def _row_parts(self, matrix: torch.Tensor, *, quantized: bool) -> list[slice]:
         """Rows that are widened at a time; all where they share scales."""

@@ -28,7 +28,7 @@ def resident() -> int:
     return peak_resident() if found is None else found
 
 
-def give_back_free(numbers: int) -> None:
+def give_back_free(numbers: int = LARGE) -> None:
     """Gives freed memory that the allocator keeps back to the system, after work on a tensor of so many numbers.
 
     Temporary tensors below its threshold of 32 MB leave gaps in its heap, in a large layer hundreds of megabytes. Does

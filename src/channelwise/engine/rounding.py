@@ -84,6 +84,7 @@ class SiteRounding:
         for direction, found in directions.items():
             rounded[direction] = self._rounded(linear, found, None)
             losses[direction] = self._loss(linear, name, rounded[direction])
+            give_back_free(rounded[direction].codes.numel())
         best = min(losses, key=losses.__getitem__)
         return rounded[best], {"direction": best, "loss_oc": losses["oc"], "loss_ic": losses["ic"]}
 

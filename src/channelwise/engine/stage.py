@@ -11,6 +11,7 @@ from torch import nn
 from channelwise.engine.evaluator import SiteEvaluator, loss_dependents, with_searched_clip
 from channelwise.engine.experts import has_too_few, quantize_with_siblings, recorded_statistics, shared_statistics
 from channelwise.engine.hooks import run_until_seen
+from channelwise.engine.memory import give_back_free
 from channelwise.engine.phases import Phases
 from channelwise.engine.plan import Plan, SiteRecord
 from channelwise.engine.quantize import plain_input, plain_layer, quantize_linear
@@ -78,6 +79,7 @@ def quantize_sites(stage: Stage, sites: Sequence[Site], plan: Plan) -> tuple[lis
     replacements: Replacements = {}
     statistics: dict[str, ChannelStatistics] = {}
     for number, part in enumerate(_parts(sites, plan)):
+        give_back_free(max(_weights(stage, site) for site in sites))
         with stage.phases.of("statistics"):
             # Statistics are small, and experts need their siblings': those of all sites come with the first pass.
             found, hessians = _collect(stage, sites if number == 0 else (), part if plan.weights.needs_hessian else ())
@@ -86,6 +88,7 @@ def quantize_sites(stage: Stage, sites: Sequence[Site], plan: Plan) -> tuple[lis
             record, layers = _quantized_site(stage, site, statistics, hessians.pop(site.name, None), plan)
             records.append(record)
             replacements.update(layers)
+            give_back_free(_weights(stage, site))
     return records, replacements
 
 
@@ -112,6 +115,11 @@ def _quantized_site(
     with stage.phases.of("round"):
         replacements = _quantized(stage, choice.transform, layers)
     return _record(stage, site, recorded, choice, layers), replacements
+
+
+def _weights(stage: Stage, site: Site) -> int:
+    """The numbers of the largest of the site's weights."""
+    return max(weight_matrix(stage.root.get_submodule(linear)).numel() for linear in site.linears)
 
 
 def _included(stage: Stage, site: Site, plan: Plan) -> dict[str, nn.Module]:

@@ -14,6 +14,7 @@ from channelwise.engine.fisher import output_importance
 from channelwise.engine.fit import asks_for_importance, head_to_quantize, left_as_it_is, taken_apart
 from channelwise.engine.hidden import HiddenStates, fitting, nowhere
 from channelwise.engine.keeping import InPlace, Keeper, KeepNothing, StageOutcome, Weights, loaded
+from channelwise.engine.memory import give_back_free
 from channelwise.engine.phases import Phases
 from channelwise.engine.plan import Plan, SiteRecord, WalkRecord
 from channelwise.engine.sampling import TokenSampler, items_of, search_samples
@@ -245,6 +246,7 @@ class Walker:
                 later |= layers
             else:
                 install(stage, layers)
+        give_back_free()
         with self.phases.of("advance"):
             advance()
         install(stage, later)
@@ -252,6 +254,7 @@ class Walker:
         for module in stage.root.modules():
             if isinstance(module, QuantizedLinear):
                 module.release()
+        give_back_free()
         return records
 
     def _groups(self, sites: Sequence[Site]) -> list[list[Site]]:
