@@ -131,8 +131,15 @@ def _is_same(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 
 def _own(tensor: torch.Tensor, is_first: bool) -> torch.Tensor:
-    """The tensor itself, or a copy where it is a view or not the first of its memory: safetensors writes none twice."""
+    """The tensor in a storage of its own: safetensors writes none twice, and nothing that lies within another's.
+
+    That copies only what is not the first of its memory, or not contiguous. A part of a mapped file stays there.
+    """
     tensor = tensor.detach()
+    if not is_first or not tensor.is_contiguous():
+        return tensor.clone(memory_format=torch.contiguous_format)
     filled = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
-    whole = is_first and filled and tensor.is_contiguous()
-    return tensor if whole else tensor.clone(memory_format=torch.contiguous_format)
+    if filled or tensor.device.type != "cpu":
+        return tensor if filled else tensor.clone()
+    # By way of an array of bytes, which takes just this memory for its storage.
+    return torch.from_numpy(tensor.view(-1).view(torch.uint8).numpy()).view(tensor.dtype).view(tensor.shape)
