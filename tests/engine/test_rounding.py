@@ -4,15 +4,15 @@ import pytest
 import torch
 
 from channelwise.engine.plan import Plan, SitePlan, WeightPlan
-from channelwise.engine.rounding import SiteRounding
+from channelwise.engine.rounding import Rounded, SiteRounding
 from channelwise.engine.walk import quantize_model
 from channelwise.methods import Awq, NoTransform, OutlierSuppressionPlus
 from channelwise.methods.gptq import Gptq
 from channelwise.methods.hessian import Hessian, HessianBuilder
 from channelwise.methods.site import LayerChoice
-from channelwise.numerics.granularity import Granularity
-from channelwise.numerics.grids import IntegerGrid
-from channelwise.numerics.quantizer import encode, parameters_of
+from channelwise.numerics.granularity import ROW, Granularity
+from channelwise.numerics.grids import FloatGrid, Grid, IntegerGrid
+from channelwise.numerics.quantizer import Parameters, decode, encode, parameters_of
 from channelwise.numerics.transform import ChannelTransform
 from channelwise.runtime.linear import QuantizedLinear
 from channelwise.runtime.scheme import WeightScheme
@@ -43,6 +43,20 @@ def chosen(
     site = SiteRounding(plan, ChannelTransform(), hessian_of(x), never, "layer")
     scheme = WeightScheme(GRID, OC)
     return site.layer(linear, "layer", LayerChoice(scheme, parameters_of(weight, GRID, OC), None))
+
+
+WIDEST = [IntegerGrid(8), IntegerGrid(8, symmetric=False), FloatGrid(4, 3), FloatGrid(5, 2), FloatGrid(1, 2)]
+
+
+@pytest.mark.parametrize("grid", WIDEST, ids=str)
+def test_every_code_of_a_grid_fits_a_byte(grid: Grid) -> None:
+    codes = torch.arange(grid.lowest, grid.highest + 1, dtype=torch.int16)[:, None]
+    parameters = Parameters(torch.rand(len(codes), 1) + 0.5)
+    rounded = Rounded(WeightScheme(grid, ROW), parameters, (codes - grid.lowest).to(torch.uint8))
+    assert rounded.codes.dtype == torch.int16
+    assert torch.equal(rounded.codes, codes)
+    assert torch.equal(rounded.values, decode(codes, parameters, grid, ROW))
+    assert torch.equal(rounded.values_of(slice(3, 5)), rounded.values[3:5])
 
 
 def data(seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Generator]:

@@ -87,7 +87,7 @@ def rounded(world: World, matrix: torch.Tensor, grid: Grid, granularity: Granula
     share = RowShare.of(world, len(matrix), granularity)
     own = share.of_weight(matrix)
     parameters = parameters_of(own, grid, granularity)
-    codes = share.joined_codes(encode(own, parameters, grid, granularity), grid)
+    codes = share.joined_rows(encode(own, parameters, grid, granularity))
     joined = share.joined_parameters(parameters)
     return codes, joined.scale, torch.zeros(0) if joined.zero_point is None else joined.zero_point
 
@@ -166,18 +166,6 @@ def test_parameters_of_a_share_are_those_of_its_rows(rows: int, rank: int, granu
 
 def test_no_parameters_stay_none() -> None:
     assert RowShare.of(World(1, 2), 100, ROW).of_parameters(None) is None
-
-
-@pytest.mark.parametrize("grid", GRIDS, ids=str)
-def test_every_code_of_a_grid_survives_being_joined(grid: Grid) -> None:
-    codes = torch.arange(grid.lowest, grid.highest + 1, dtype=torch.int16).view(-1, 1)
-
-    def joined(world: World) -> torch.Tensor:
-        share = RowShare.of(world, len(codes), ROW)
-        assert not share.whole
-        return share.joined_codes(share.of_weight(codes), grid)
-
-    assert all(torch.equal(found, codes) for found in by_ranks(2, joined))
 
 
 def test_parameters_without_zero_points_are_joined() -> None:

@@ -27,16 +27,35 @@ PartLoss = Callable[[str, torch.Tensor], float]
 
 @dataclass(frozen=True)
 class Rounded:
-    """A rounded weight: codes int16 [out_features, channels], and the parameters that decode them."""
+    """A rounded weight [out_features, channels].
+
+    above_lowest: its codes less the grid's lowest, uint8, as no grid is wider. parameters: decode them.
+    """
 
     scheme: WeightScheme
     parameters: Parameters
-    codes: torch.Tensor
+    above_lowest: torch.Tensor
+
+    @property
+    def codes(self) -> torch.Tensor:
+        """Its codes, int16."""
+        return self._codes(slice(None))
 
     @property
     def values(self) -> torch.Tensor:
         """What the codes stand for, float32."""
-        return decode(self.codes, self.parameters, self.scheme.grid, self.scheme.granularity)
+        values = torch.empty(self.above_lowest.shape, device=self.above_lowest.device)
+        for rows in _parts(self.above_lowest, self.scheme.granularity):
+            values[rows] = self.values_of(rows)
+        return values
+
+    def values_of(self, rows: slice) -> torch.Tensor:
+        """What the codes of some rows stand for, float32; `rows` cuts no group apart."""
+        grid, granularity = self.scheme.grid, self.scheme.granularity
+        return decode(self._codes(rows), self.parameters.of_rows(rows, granularity), grid, granularity)
+
+    def _codes(self, rows: slice) -> torch.Tensor:
+        return self.above_lowest[rows].to(torch.int16).add_(self.scheme.grid.lowest)
 
 
 @dataclass(frozen=True)
@@ -84,7 +103,7 @@ class SiteRounding:
         for direction, found in directions.items():
             rounded[direction] = self._rounded(linear, found, None)
             losses[direction] = self._loss(linear, name, rounded[direction])
-            give_back_free(rounded[direction].codes.numel())
+            give_back_free(rounded[direction].above_lowest.numel())
         best = min(losses, key=losses.__getitem__)
         return rounded[best], {"direction": best, "loss_oc": losses["oc"], "loss_ic": losses["ic"]}
 
@@ -95,14 +114,14 @@ class SiteRounding:
 
     def _own_loss(self, linear: nn.Module, rounded: Rounded, hessian: Hessian) -> float:
         """The squared change of the layer's outputs, each rank adding that of its rows."""
-        grid, granularity = rounded.scheme.grid, rounded.scheme.granularity
-        share = RowShare.of(self.world, len(rounded.codes), granularity)
+        granularity = rounded.scheme.granularity
+        share = RowShare.of(self.world, len(rounded.above_lowest), granularity)
         parameters = share.of_parameters(rounded.parameters) or rounded.parameters
-        codes, matrix = share.of_weight(rounded.codes), share.of_weight(weight_matrix(linear).detach())
+        own = replace(rounded, parameters=parameters, above_lowest=share.of_weight(rounded.above_lowest))
+        matrix = share.of_weight(weight_matrix(linear).detach())
         error = 0.0
         for rows in _parts(matrix, granularity):
-            values = decode(codes[rows], parameters.of_rows(rows, granularity), grid, granularity)
-            error += output_error(hessian, values.sub_(self._folded(matrix[rows])))
+            error += output_error(hessian, own.values_of(rows).sub_(self._folded(matrix[rows])))
         return share.total(error)
 
     def _folded(self, rows: torch.Tensor) -> torch.Tensor:
@@ -113,13 +132,14 @@ class SiteRounding:
         grid, granularity = scheme.grid, scheme.granularity
         share = RowShare.of(self.world, len(weight_matrix(linear)), granularity)
         matrix, own = share.of_weight(weight_matrix(linear).detach()), share.of_parameters(parameters)
-        codes, found = torch.empty(matrix.shape, dtype=torch.int16, device=matrix.device), []
+        codes, found = torch.empty(matrix.shape, dtype=torch.uint8, device=matrix.device), []
         for rows in _parts(matrix, granularity):
             given = None if own is None else own.of_rows(rows, granularity)
-            codes[rows], used = self._rounded_rows(self._folded(matrix[rows]), scheme, given)
+            rounded, used = self._rounded_rows(self._folded(matrix[rows]), scheme, given)
+            codes[rows] = rounded.sub_(grid.lowest)
             found.append(used)
             give_back_free(matrix.numel())
-        return Rounded(scheme, share.joined_parameters(joined(found, dim=0)), share.joined_codes(codes, grid))
+        return Rounded(scheme, share.joined_parameters(joined(found, dim=0)), share.joined_rows(codes))
 
     def _rounded_rows(
         self, weight: torch.Tensor, scheme: WeightScheme, parameters: Parameters | None

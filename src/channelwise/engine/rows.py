@@ -10,7 +10,6 @@ import torch
 
 from channelwise.engine.world import World
 from channelwise.numerics.granularity import Granularity
-from channelwise.numerics.grids import Grid
 from channelwise.numerics.quantizer import Parameters
 
 DIVISIBLE = ("row", "row_group", "column_group")
@@ -47,12 +46,9 @@ class RowShare:
         zero_point = None if parameters.zero_point is None else parameters.zero_point[part]
         return Parameters(parameters.scale[part], zero_point)
 
-    def joined_codes(self, codes: torch.Tensor, grid: Grid) -> torch.Tensor:
-        """All ranks' codes [rows, columns], int16 from int16; on the way they take a byte each, as no grid is wider."""
-        if self.whole:
-            return codes
-        joined = self.world.joined((codes - grid.lowest).to(torch.uint8))
-        return joined.to(codes.dtype).add_(grid.lowest)
+    def joined_rows(self, rows: torch.Tensor) -> torch.Tensor:
+        """All ranks' rows, of any dtype, from each one's own."""
+        return rows if self.whole else self.world.joined(rows)
 
     def joined_parameters(self, parameters: Parameters) -> Parameters:
         """The parameters of all ranks' rows."""
