@@ -167,6 +167,7 @@ def _rounded(
 
     # The original's memory takes the lattice values in the order of the channels.
     lattice = original.index_copy_(0, order, work).t()
+    del work  # before there are codes as well
     back = torch.argsort(order)
     result = _of_groups(joined(found, dim=1), back) if fixed is None else fixed
     unscaled = Parameters(torch.ones_like(result.scale), result.zero_point)
