@@ -5,17 +5,21 @@ import torch
 
 from channelwise.engine.plan import Plan, SitePlan, WeightPlan
 from channelwise.engine.rounding import Rounded, SiteRounding
+from channelwise.engine.statistics import joined_hessian
 from channelwise.engine.walk import quantize_model
+from channelwise.engine.world import ALONE, World
 from channelwise.methods import Awq, NoTransform, OutlierSuppressionPlus
-from channelwise.methods.gptq import Gptq
+from channelwise.methods.gptq import Gptq, factor
 from channelwise.methods.hessian import Hessian, HessianBuilder
 from channelwise.methods.site import LayerChoice
+from channelwise.methods.triangular import PANEL
 from channelwise.numerics.granularity import ROW, Granularity
 from channelwise.numerics.grids import FloatGrid, Grid, IntegerGrid
 from channelwise.numerics.quantizer import Parameters, decode, encode, parameters_of
 from channelwise.numerics.transform import ChannelTransform
 from channelwise.runtime.linear import QuantizedLinear
 from channelwise.runtime.scheme import WeightScheme
+from tests.engine.ranks import run_ranks
 from tests.engine.test_walk import BATCHES, IDS, error, tiny_llama
 
 GRID = IntegerGrid(3, symmetric=False)
@@ -101,6 +105,26 @@ def test_gptq_lowers_the_output_error_under_correlated_inputs() -> None:
     weight, x, generator = data(3)
     mixed = x @ torch.randn(48, 48, generator=generator)
     assert chosen(weight, mixed, Gptq()).notes["loss_own"] < 0.7 * chosen(weight, mixed, None).notes["loss_own"]
+
+
+WIDE = 2 * PANEL + 76
+
+
+def joint_factor(world: World) -> tuple[torch.Tensor, torch.Tensor]:
+    """The Hessian and the factor of it, each rank with its part of 600 tokens: whole numbers, for exact sums."""
+    x = torch.randint(-3, 4, (600, WIDE), generator=torch.Generator().manual_seed(0)).float()
+    builder = HessianBuilder(WIDE)
+    builder.update(x[world.rows(600)])
+    found = factor(joined_hessian(builder, world).finish().matrix, Gptq(), "layer", world)
+    return found.memory.triu(), found.effects
+
+
+def test_ranks_make_one_factor_of_one_hessian_together() -> None:
+    matrix, effects = joint_factor(ALONE)
+    for own_matrix, own_effects in run_ranks(joint_factor, 2):
+        assert torch.equal(own_matrix, matrix)
+        # Sums in float64 in another order, then one rounding to float32.
+        torch.testing.assert_close(own_effects, effects, rtol=2.0**-23, atol=1e-9)
 
 
 def weight_only(rounding: Gptq | None, alternative: Granularity | None = IC, method=NoTransform(), **others) -> Plan:  # noqa: B008
