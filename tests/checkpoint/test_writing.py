@@ -145,3 +145,19 @@ def test_card_of_llm_fp4_with_an_embedding(save: Save) -> None:
     assert "2310.16836" in card
     # 4 bits, and a float32 scale for 16 entries.
     assert "Quantized embeddings: 1, 6.00 bits per weight" in card
+
+
+def test_a_part_of_a_mapped_file_is_written_without_a_copy() -> None:
+    model = torch.nn.ModuleDict({"first": torch.nn.Linear(3, 4), "second": torch.nn.Linear(3, 4)})
+    file = torch.arange(30, dtype=torch.float32).bfloat16()
+    model["first"].weight = torch.nn.Parameter(file[5:17].view(4, 3))
+    model["second"].weight = torch.nn.Parameter(file[17:29].view(3, 4).t())
+    found = shards.checkpoint_tensors(model)
+    first, second = found["first.weight"], found["second.weight"]
+    assert first.data_ptr() == file[5:].data_ptr()
+    assert second.data_ptr() != file[17:].data_ptr()
+    for stored, own in ((first, model["first"].weight), (second, model["second"].weight)):
+        assert stored.dtype == torch.bfloat16
+        assert torch.equal(stored, own)
+        assert stored.is_contiguous()
+        assert stored.untyped_storage().nbytes() == 24

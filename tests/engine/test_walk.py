@@ -1,6 +1,7 @@
 """The walk over a small Llama."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -105,6 +106,14 @@ def test_a_block_sees_quantized_predecessors() -> None:
     exact = quantize_model(tiny_llama(), BATCHES, plan(8, sequential=False)).sites
     assert together[3].largest == exact[3].largest
     assert in_order[3].largest != exact[3].largest
+
+
+@pytest.mark.parametrize("others", [{}, {"sequential": False}, {"calibrate_on": "original"}])
+def test_a_block_may_be_excluded_whole(others: dict[str, Any]) -> None:
+    model = tiny_llama()
+    quantize_model(model, BATCHES, plan(exclude=("model.layers.0.*",), **others))
+    kinds = {name: type(model.get_submodule(f"model.layers.{name}.mlp.down_proj")) for name in ("0", "1")}
+    assert kinds == {"0": torch.nn.Linear, "1": QuantizedLinear}
 
 
 def test_excluded_layers_stay_floating_point() -> None:

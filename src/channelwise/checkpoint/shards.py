@@ -21,7 +21,7 @@ _METADATA = {"format": "pt"}
 
 
 def checkpoint_tensors(model: Any) -> dict[str, torch.Tensor]:
-    """The model's tensors under its own names, each with memory of its own; those that the config ties are left out."""
+    """The model's tensors under its own names, each in its own storage; those that the config ties are left out."""
     tensors = {name: value for name, value in model.state_dict().items() if isinstance(value, torch.Tensor)}
     for target, source in getattr(model, "all_tied_weights_keys", {}).items():
         if target in tensors and source in tensors and _is_same(tensors[target], tensors[source]):
@@ -138,8 +138,9 @@ def _own(tensor: torch.Tensor, is_first: bool) -> torch.Tensor:
     tensor = tensor.detach()
     if not is_first or not tensor.is_contiguous():
         return tensor.clone(memory_format=torch.contiguous_format)
-    filled = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
-    if filled or tensor.device.type != "cpu":
-        return tensor if filled else tensor.clone()
+    if tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size():
+        return tensor
+    if tensor.device.type != "cpu":
+        return tensor.clone()
     # By way of an array of bytes, which takes just this memory for its storage.
     return torch.from_numpy(tensor.view(-1).view(torch.uint8).numpy()).view(tensor.dtype).view(tensor.shape)

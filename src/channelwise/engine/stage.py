@@ -79,7 +79,7 @@ def quantize_sites(stage: Stage, sites: Sequence[Site], plan: Plan) -> tuple[lis
     replacements: Replacements = {}
     statistics: dict[str, ChannelStatistics] = {}
     for number, part in enumerate(_parts(sites, plan)):
-        give_back_free(max(_weights(stage, site) for site in sites))
+        give_back_free(max((_largest_weight(stage, site) for site in sites), default=0))
         with stage.phases.of("statistics"):
             # Statistics are small, and experts need their siblings': those of all sites come with the first pass.
             found, hessians = _collect(stage, sites if number == 0 else (), part if plan.weights.needs_hessian else ())
@@ -88,7 +88,7 @@ def quantize_sites(stage: Stage, sites: Sequence[Site], plan: Plan) -> tuple[lis
             record, layers = _quantized_site(stage, site, statistics, hessians.pop(site.name, None), plan)
             records.append(record)
             replacements.update(layers)
-            give_back_free(_weights(stage, site))
+            give_back_free(_largest_weight(stage, site))
     return records, replacements
 
 
@@ -117,7 +117,7 @@ def _quantized_site(
     return _record(stage, site, recorded, choice, layers), replacements
 
 
-def _weights(stage: Stage, site: Site) -> int:
+def _largest_weight(stage: Stage, site: Site) -> int:
     """The numbers of the largest of the site's weights."""
     return max(weight_matrix(stage.root.get_submodule(linear)).numel() for linear in site.linears)
 
