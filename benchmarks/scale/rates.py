@@ -28,7 +28,7 @@ from rich.table import Table
 from torch.nn.functional import linear, scaled_dot_product_attention
 
 from channelwise.engine.statistics import StatisticsBuilder
-from channelwise.methods.gptq import Gptq, factor, gptq
+from channelwise.methods.gptq import Gptq, factor, gptq_
 from channelwise.methods.hessian import HessianBuilder, output_error
 from channelwise.numerics.granularity import Granularity
 from channelwise.numerics.grids import IntegerGrid
@@ -80,7 +80,9 @@ def kinds(channels: int, length: int, device: torch.device) -> dict[str, Kind]:
         "extremes": Kind("numbers", entries, lambda: StatisticsBuilder(channels).update(half_x[None])),
         "hessian": Kind("FLOP", TOKENS * square, lambda: builder.update(half_x)),
         "factor": Kind("FLOP", channels**3 / 3, lambda: factor(hessian.matrix, options, "random")),
-        "steps": Kind("weights", channels * NARROW, lambda: gptq(narrow, narrow_factor, grid, groups, options)),
+        "steps": Kind(
+            "weights", channels * NARROW, lambda: gptq_(narrow.clone(), narrow_factor, grid, groups, options)
+        ),
         "error": Kind("FLOP", square * channels, lambda: output_error(hessian, weight)),
         "double": Kind("FLOP", 2 * PROBED * square, lambda: linear(few, weight.double())),
         "quantize": Kind("weights", square, lambda: fake_quantize(weight, parameters, grid, groups)),

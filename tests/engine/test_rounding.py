@@ -1,5 +1,7 @@
 """Rounding of a site's weights: AdaDim's choice of direction, over nearest and over GPTQ."""
 
+from collections.abc import Iterable
+
 import pytest
 import torch
 
@@ -41,7 +43,7 @@ def chosen(
     linear.weight.data = weight
     plan = WeightPlan((GRID,), OC, alternative=alternative, choose_on="own", rounding=rounding)
 
-    def never(name: str, values: torch.Tensor) -> float:
+    def never(name: str, values: Iterable[torch.Tensor]) -> float:
         raise AssertionError("asked for the part's loss")
 
     site = SiteRounding(plan, ChannelTransform(), hessian_of(x), never, "layer")
@@ -59,13 +61,24 @@ def test_every_code_of_a_grid_fits_a_byte(grid: Grid) -> None:
     rounded = Rounded(WeightScheme(grid, ROW), parameters, (codes - grid.lowest).to(torch.uint8))
     assert rounded.codes.dtype == torch.int16
     assert torch.equal(rounded.codes, codes)
-    assert torch.equal(rounded.values, decode(codes, parameters, grid, ROW))
-    assert torch.equal(rounded.values_of(slice(3, 5)), rounded.values[3:5])
+    values = decode(codes, parameters, grid, ROW)
+    assert torch.equal(torch.cat([*rounded.values()]), values)
+    assert torch.equal(rounded.values_of(slice(3, 5)), values[3:5])
 
 
 def data(seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Generator]:
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(32, 48, generator=generator), torch.randn(300, 48, generator=generator), generator
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_rounding_leaves_the_model_s_own_weight_as_it_is(transposed: bool) -> None:
+    weight, x, _ = data(0)
+    own = weight.t().contiguous().t() if transposed else weight.clone()
+    codes = chosen(own, x, Gptq()).codes
+    assert torch.equal(own, weight)
+    expected = chosen(weight.clone(), x, Gptq()).codes
+    assert codes is not None and expected is not None and torch.equal(codes, expected)
 
 
 @pytest.mark.parametrize("rounding", ROUNDINGS)

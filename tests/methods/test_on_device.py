@@ -5,7 +5,7 @@ import torch
 
 from channelwise.engine.statistics import StatisticsBuilder
 from channelwise.methods.format_search import InputSearch, LayerProblem, WeightSearch, search_ratios
-from channelwise.methods.gptq import Factor, Gptq, factor, gptq
+from channelwise.methods.gptq import Factor, Gptq, factor, gptq_
 from channelwise.methods.hessian import Hessian, HessianBuilder, output_error, row_errors
 from channelwise.methods.ranges import searched_parameters
 from channelwise.numerics.granularity import Granularity
@@ -31,7 +31,7 @@ def test_gptq_waits_for_no_column(
 ) -> None:
     found = there(factor(hessian_of(correlated_inputs(0)).matrix, Gptq(), "layer"))
     simulation.waits.clear()
-    gptq(on_device(random_weight(0)), found, grid, granularity, Gptq(block=8, smallest_range=smallest_range))
+    gptq_(on_device(random_weight(0)), found, grid, granularity, Gptq(block=8, smallest_range=smallest_range))
     assert simulation.waits.total() == 0
 
 
@@ -48,7 +48,7 @@ def test_a_column_of_gptq_takes_few_operations(
         found = there(factor(hessian_of(correlated_inputs(0, 200, columns)).matrix, Gptq(), "layer"))
         weight = on_device(random_weight(0, 16, columns))
         simulation.kernels.clear()
-        gptq(weight, found, grid, granularity, Gptq(block=64))
+        gptq_(weight.clone(), found, grid, granularity, Gptq(block=64))
         counts.append(simulation.kernels.total())
     assert counts[1] - counts[0] == 32 * operations
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from channelwise.methods.gptq import Gptq, factor, gptq
+from channelwise.methods.gptq import Gptq, factor, gptq_
 from channelwise.methods.repeated import Repeated, recorder_for
 from channelwise.numerics.granularity import Granularity
 from channelwise.numerics.grids import Grid
@@ -72,10 +72,10 @@ def test_gptq_gives_the_same_codes_from_a_recording(
     # Five blocks of 4 columns, of which the first is computed as usual, and one of 2.
     options = Gptq(block=4, smallest_range=smallest_range)
     weight, found = random_weight(0), factor(hessian_of(correlated_inputs(0)).matrix, Gptq(), "layer")
-    expected, plain = gptq(weight, found, grid, granularity, options)
+    expected, plain = gptq_(weight.clone(), found, grid, granularity, options)
     tape = Tape()
     monkeypatch.setattr("channelwise.methods.gptq.recorder_for", lambda device: tape)
-    codes, parameters = gptq(weight, found, grid, granularity, options)
+    codes, parameters = gptq_(weight.clone(), found, grid, granularity, options)
     assert (tape.recorded, tape.replayed) == (1, 4)
     assert torch.equal(codes, expected)
     assert torch.equal(parameters.scale, plain.scale)

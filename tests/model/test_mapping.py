@@ -48,3 +48,11 @@ def test_tensors_that_lie_askew_are_read_all_the_same(tmp_path: Path) -> None:
     path.write_bytes(whole[:-4] + struct.pack("<hh", 5, -6))
     views = mapped(stored_tensors([path]))
     assert views["a"].tolist() == [0, 0, 0] and views["b"].tolist() == [5, -6] and views["empty"].shape == (0,)
+
+
+def test_a_small_tensor_does_not_keep_the_mapping_of_a_large_one(tmp_path: Path) -> None:
+    path = tmp_path / "neighbours.safetensors"
+    write_safetensors(path, {"large": 2**20, "norm": 2**13})
+    views = mapped(stored_tensors([path]))
+    assert views["norm"].untyped_storage().nbytes() == 2**13
+    assert views["large"].untyped_storage().nbytes() >= 2**20

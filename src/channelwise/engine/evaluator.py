@@ -1,6 +1,6 @@
 """What a candidate transform costs: the change of a site's output under the recipe's quantizers."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import islice
@@ -148,24 +148,35 @@ class SiteEvaluator:
             for target, *outputs in zip(self._targets, *by_layer, strict=True)
         ]
 
-    def weight_loss(self, transform: ChannelTransform, linear: str, weight: torch.Tensor) -> float:
+    def weight_loss(self, transform: ChannelTransform, linear: str, weight: Iterable[torch.Tensor]) -> float:
         """The same for one layer's rounded weight, its inputs and the site's other layers in floating point.
 
-        weight: the values of the codes, of the transformed weight, float32 [out_features, channels].
+        weight: the values of the codes, of the transformed weight, float32 [out_features, channels], some rows after
+        the other: no more is in float32 at one time.
         """
         index = self.site.linears.index(linear)
-        bias = self._biases[index]
-        if transform.shift is not None:
-            bias = transform.fold_bias(self.weights[index], bias)
         errors = []
-        for target in self._targets:
-            changed = self._product(transform.apply(target.x.float()), weight, bias)
+        for target, changed in zip(self._targets, self._changed(transform, index, weight), strict=True):
             if self.dependents:
                 outputs = [*target.outputs[:index], changed, *target.outputs[index + 1 :]]
                 errors.append(_squared_differences(self._observe(target.run, outputs, target.x.dtype), target.seen))
             else:
                 errors.append(_squared_differences([changed], [target.seen[index]]))
         return self._means([errors])[0]
+
+    def _changed(self, transform: ChannelTransform, layer: int, weight: Iterable[torch.Tensor]) -> list[torch.Tensor]:
+        """By target what a layer gives with another transformed weight, of which some rows come after the other."""
+        bias = self._biases[layer]
+        if transform.shift is not None:
+            bias = transform.fold_bias(self.weights[layer], bias)
+        parts: list[list[torch.Tensor]] = [[] for _ in self._targets]
+        done = 0
+        for rows in weight:
+            own = None if bias is None else bias[done : done + len(rows)]
+            for part, target in zip(parts, self._targets, strict=True):
+                part.append(_product(transform.apply(target.x.float()), rows, own))
+            done += len(rows)
+        return [torch.cat(part, dim=-1) for part in parts]
 
     def _means(self, errors: Sequence[Sequence[Sequence[torch.Tensor]]]) -> list[float]:
         """Each candidate's errors by target, summed over all ranks' targets in float64, over their tokens.
@@ -222,20 +233,11 @@ class SiteEvaluator:
                 part.append(apply_linear(x, weight, own).to(dtype))
         return [part[0] if len(part) == 1 else torch.cat(part, dim=-1) for part in parts]
 
-    def _product(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        """A few rows of the weight at a time: libraries copy a whole one into an order of their own."""
-        parts = self._row_parts(weight, quantized=False)
-        biases = [None if bias is None else bias[rows] for rows in parts]
-        outputs = [apply_linear(x, weight[rows], own) for rows, own in zip(parts, biases, strict=True)]
-        return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
-
     def _row_parts(self, matrix: torch.Tensor, *, quantized: bool) -> list[slice]:
         """Rows that are widened at a time; all where they share scales."""
-        count, columns = matrix.shape
-        step = max(1, WIDENED // columns)
         if quantized and self.weight_plan.granularity.kind not in ("row", "row_group"):
-            step = count
-        return [slice(start, min(start + step, count)) for start in range(0, count, step)]
+            return [slice(0, len(matrix))]
+        return _few_rows(matrix)
 
     def _site_input(self, run: Callable[[], Any]) -> torch.Tensor | None:
         seen: list[torch.Tensor] = []
@@ -283,6 +285,21 @@ class SiteEvaluator:
             step, zero_point = input_step(self.statistics, transform, scheme.grid, clip)
         encoder = encoder_of(scheme, transform, step, zero_point, None)
         return transform.apply(x.float()) if encoder is None else encoder(x).values()
+
+
+def _few_rows(matrix: torch.Tensor) -> list[slice]:
+    """Rows that are widened at a time."""
+    count, columns = matrix.shape
+    step = max(1, WIDENED // columns)
+    return [slice(start, min(start + step, count)) for start in range(0, count, step)]
+
+
+def _product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """A few rows of the weight at a time: libraries copy a whole one into an order of their own."""
+    parts = _few_rows(weight)
+    biases = [None if bias is None else bias[rows] for rows in parts]
+    outputs = [apply_linear(x, weight[rows], own) for rows, own in zip(parts, biases, strict=True)]
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
 
 
 def _squared_differences(seen: Sequence[torch.Tensor], targets: Sequence[torch.Tensor]) -> list[torch.Tensor]:

@@ -1,6 +1,6 @@
 """The weights of a site's layers, rounded: nearest or GPTQ, in groups along a row or a column (AdaDim), ranges cut."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -11,7 +11,7 @@ from channelwise.engine.memory import give_back_free
 from channelwise.engine.plan import WeightPlan
 from channelwise.engine.rows import RowShare
 from channelwise.engine.world import ALONE, World
-from channelwise.methods.gptq import ROWS, Factor, factor, gptq
+from channelwise.methods.gptq import ROWS, Factor, factor, gptq_
 from channelwise.methods.hessian import Hessian, output_error
 from channelwise.methods.ranges import searched_parameters
 from channelwise.methods.site import LayerChoice
@@ -21,8 +21,11 @@ from channelwise.numerics.quantizer import Parameters, decode, encode, joined, p
 from channelwise.numerics.transform import ChannelTransform
 from channelwise.runtime.scheme import WeightScheme
 
-PartLoss = Callable[[str, torch.Tensor], float]
-"""From a layer's name and its rounded, transformed weight to the change of what the site's part of the block gives."""
+PartLoss = Callable[[str, Iterable[torch.Tensor]], float]
+"""From a layer's name and its rounded, transformed weight to the change of what the site's part of the block gives.
+
+The weight comes as some rows after the other.
+"""
 
 
 @dataclass(frozen=True)
@@ -41,13 +44,9 @@ class Rounded:
         """Its codes, int16."""
         return self._codes(slice(None))
 
-    @property
-    def values(self) -> torch.Tensor:
-        """What the codes stand for, float32."""
-        values = torch.empty(self.above_lowest.shape, device=self.above_lowest.device)
-        for rows in _parts(self.above_lowest, self.scheme.granularity):
-            values[rows] = self.values_of(rows)
-        return values
+    def values(self) -> Iterator[torch.Tensor]:
+        """What the codes stand for, some rows after the other, float32."""
+        return map(self.values_of, _parts(self.above_lowest, self.scheme.granularity))
 
     def values_of(self, rows: slice) -> torch.Tensor:
         """What the codes of some rows stand for, float32; `rows` cuts no group apart."""
@@ -109,7 +108,7 @@ class SiteRounding:
 
     def _loss(self, linear: nn.Module, name: str, rounded: Rounded) -> float:
         if self.plan.choose_on == "part" or self.hessian is None:
-            return self.part_loss(name, rounded.values)
+            return self.part_loss(name, rounded.values())
         return self._own_loss(linear, rounded, self.hessian)
 
     def _own_loss(self, linear: nn.Module, rounded: Rounded, hessian: Hessian) -> float:
@@ -125,8 +124,9 @@ class SiteRounding:
         return share.total(error)
 
     def _folded(self, rows: torch.Tensor) -> torch.Tensor:
-        """Some rows of a weight as they are rounded: transformed, float32."""
-        return self.transform.fold_weight(rows.float())
+        """Some rows of a weight as they are rounded: transformed, float32, in memory of their own."""
+        own = rows.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+        return self.transform.fold_weight(own)
 
     def _rounded(self, linear: nn.Module, scheme: WeightScheme, parameters: Parameters | None) -> Rounded:
         grid, granularity = scheme.grid, scheme.granularity
@@ -135,8 +135,8 @@ class SiteRounding:
         codes, found = torch.empty(matrix.shape, dtype=torch.uint8, device=matrix.device), []
         for rows in _parts(matrix, granularity):
             given = None if own is None else own.of_rows(rows, granularity)
-            rounded, used = self._rounded_rows(self._folded(matrix[rows]), scheme, given)
-            codes[rows] = rounded.sub_(grid.lowest)
+            # Without a name, what one part gave makes room before the next one is rounded.
+            codes[rows], used = self._rounded_rows(self._folded(matrix[rows]), scheme, given)
             found.append(used)
             give_back_free(matrix.numel())
         return Rounded(scheme, share.joined_parameters(joined(found, dim=0)), share.joined_rows(codes))
@@ -144,15 +144,20 @@ class SiteRounding:
     def _rounded_rows(
         self, weight: torch.Tensor, scheme: WeightScheme, parameters: Parameters | None
     ) -> tuple[torch.Tensor, Parameters]:
-        """Codes and parameters of some rows of a weight, which are transformed already."""
+        """Codes above the lowest, int16, and parameters of some rows of a weight, which are transformed already.
+
+        The weight's memory may be used for something else.
+        """
         grid, granularity = scheme.grid, scheme.granularity
         if self.plan.search_clip and self.hessian is not None:
             parameters = searched_parameters(weight, self.hessian.matrix, grid, granularity)
         if self.plan.rounding is not None:
             fixed = None if granularity.kind in ("column", "column_group") else parameters
-            return gptq(weight, self._factor, grid, granularity, self.plan.rounding, fixed)
-        parameters = parameters or parameters_of(weight, grid, granularity)
-        return encode(weight, parameters, grid, granularity), parameters
+            codes, parameters = gptq_(weight, self._factor, grid, granularity, self.plan.rounding, fixed)
+        else:
+            parameters = parameters or parameters_of(weight, grid, granularity)
+            codes = encode(weight, parameters, grid, granularity)
+        return codes.sub_(grid.lowest), parameters
 
     @cached_property
     def _factor(self) -> Factor:

@@ -150,6 +150,8 @@ def install(stage: Stage, layers: Replacements) -> None:
         if stage.streamed:
             # The stream still knows the module, and its weight would stay in memory until the end of the block.
             replaced._parameters.clear()
+            # What runs through the block meanwhile needs the codes in the kernels' order, nothing yet in another.
+            layer.keep_packed()
 
 
 def _collect(

@@ -108,7 +108,7 @@ def factor(matrix: torch.Tensor, options: Gptq, name: str, ranks: Ranks = ALONE)
 
 
 @torch.no_grad()
-def gptq(
+def gptq_(
     weight: torch.Tensor,
     factor: Factor,
     grid: Grid,
@@ -122,10 +122,13 @@ def gptq(
     come from the weight as given, so columns may be rounded in any order. Those of a column or a group along a column
     (per-IC, arXiv 2309.15531) come from its values when its turn comes, and cannot be fixed.
 
-    Computes in float32 on the weight's device, where the factor has to be. Raises ValueError where the factor or the
-    parameters do not fit the weight.
+    Computes in float32 on the weight's device, where the factor has to be, and in the weight's own memory, which holds
+    nothing of use afterwards. Raises ValueError where the factor or the parameters do not fit the weight, or the weight
+    is not contiguous float32.
     """
     rows, columns = weight.shape
+    if not weight.is_contiguous() or weight.dtype != torch.float32:
+        raise ValueError("GPTQ computes in the weight's memory, which has to be contiguous and float32")
     if len(factor.order) != columns:
         raise ValueError(f"a factor of {len(factor.order)} channels does not fit a weight of {columns} columns")
     in_turn = granularity.kind in ("column", "column_group")
@@ -137,24 +140,24 @@ def gptq(
 
     # Rows are independent, but for what a column's values share.
     together = rows if granularity.kind == "column" or weight.device.type != "cpu" else ROWS
-    codes = torch.empty(rows, columns, dtype=torch.int16, device=weight.device)
-    found = []
+    codes, found = [], []
     for part in row_slices(rows, granularity, together):
         own = None if fixed is None else fixed.of_rows(part, granularity)
-        codes[part], used = _rounded(weight[part], factor, grid, granularity, options, own)
+        rounded, used = _rounded(weight[part], factor, grid, granularity, options, own)
+        codes.append(rounded)
         found.append(used)
-    return codes, joined(found, dim=0) if fixed is None else fixed
+    return codes[0] if len(codes) == 1 else torch.cat(codes), joined(found, dim=0) if fixed is None else fixed
 
 
 def _rounded(
     weight: torch.Tensor, factor: Factor, grid: Grid, granularity: Granularity, options: Gptq, fixed: Parameters | None
 ) -> tuple[torch.Tensor, Parameters]:
-    """`gptq` of some rows; parameters in their turn where none are fixed."""
+    """`gptq_` of some rows; parameters in their turn where none are fixed."""
     rows, columns = weight.shape
     # Columns are rows here, so that each is contiguous; from the top down they turn into lattice values.
     order = factor.order
     original = torch.empty(columns, rows, device=weight.device).copy_(weight.t())
-    work = original[order]
+    work = torch.index_select(original, 0, order, out=weight.view(columns, rows))
     rounding = Repeated(_BlockRounding(grid, granularity, options), recorder_for(weight.device))
     found: list[Parameters] = []
     for start in range(0, columns, options.block):
@@ -167,7 +170,6 @@ def _rounded(
 
     # The original's memory takes the lattice values in the order of the channels.
     lattice = original.index_copy_(0, order, work).t()
-    del work  # before there are codes as well
     back = torch.argsort(order)
     result = _of_groups(joined(found, dim=1), back) if fixed is None else fixed
     unscaled = Parameters(torch.ones_like(result.scale), result.zero_point)
