@@ -129,7 +129,7 @@ class SiteRounding:
         return self.transform.fold_weight(own)
 
     def _rounded(self, linear: nn.Module, scheme: WeightScheme, parameters: Parameters | None) -> Rounded:
-        grid, granularity = scheme.grid, scheme.granularity
+        granularity = scheme.granularity
         share = RowShare.of(self.world, len(weight_matrix(linear)), granularity)
         matrix, own = share.of_weight(weight_matrix(linear).detach()), share.of_parameters(parameters)
         codes, found = torch.empty(matrix.shape, dtype=torch.uint8, device=matrix.device), []

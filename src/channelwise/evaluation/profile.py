@@ -28,6 +28,7 @@ from channelwise.model.producers import prove_folds
 from channelwise.model.sites import Site, discover_sites
 from channelwise.numerics.floats import power_of_two
 from channelwise.runtime.linear import QuantizedLinear
+from channelwise.runtime.widening import wide_products
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,7 @@ class NamedPlan:
     plan: Plan
 
 
+@wide_products()
 @torch.no_grad()
 def profile_model(
     model: nn.Module,

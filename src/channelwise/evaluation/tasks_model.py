@@ -8,6 +8,7 @@ import torch
 from lm_eval.models.huggingface import HFLM
 
 from channelwise.errors import NumericalError
+from channelwise.runtime.widening import wide_products
 
 TOKENS_AT_ONCE = 2048
 """Tokens of a batch, padding included: enough to keep a processor busy, few enough for small memories."""
@@ -78,6 +79,7 @@ class LoadedModel(HFLM):
                     self.cut.add(document)
         return super()._loglikelihood_tokens(requests, disable_tqdm=True, override_bs=override_bs)
 
+    @wide_products()
     def _model_call(self, inps: torch.Tensor, attn_mask: Any = None, labels: Any = None) -> torch.Tensor:
         logits: torch.Tensor = super()._model_call(inps, attn_mask, labels)
         # −inf is a token that the model excludes.
