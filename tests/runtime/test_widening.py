@@ -8,9 +8,10 @@ import torch
 from torch.nn import functional
 
 from channelwise.runtime import widening
-from channelwise.runtime.widening import wide_products, without_instructions
+from channelwise.runtime.widening import in_wide_products, wide_products, without_instructions
 
 NARROW = [torch.bfloat16, torch.float16]
+MODEL = torch.nn.Linear(2, 2, dtype=torch.bfloat16)
 
 
 @pytest.fixture(autouse=True)
@@ -20,15 +21,23 @@ def no_instructions(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Seen(torch.overrides.TorchFunctionMode):
-    """The dtypes that products are really computed in: outside of the context, so behind it."""
+    """The dtypes that products are really computed in: outside of the context, so behind it.
+
+    slow: those of enough rows that are computed in 16 bits.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.dtypes: list[torch.dtype] = []
+        self.slow: list[str] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if getattr(func, "__name__", "") in NAMES:
-            self.dtypes.append(args[0].dtype)
+        name = getattr(func, "__name__", "")
+        if name in NAMES:
+            first = args[name in ("addmm", "baddbmm")]
+            self.dtypes.append(first.dtype)
+            if first.dtype in NARROW and first.numel() >= widening.ROWS * first.shape[-1]:
+                self.slow.append(name)
         return func(*args, **(kwargs or {}))
 
 
@@ -62,7 +71,7 @@ def test_a_product_is_that_of_float32_rounded_once(name: str, dtype: torch.dtype
     call, shapes = CALLS[name]
     arguments = [random(*shape, dtype=dtype) for shape in shapes]
     expected = call(*[value.float() for value in arguments]).to(dtype)
-    with Seen() as seen, wide_products():
+    with Seen() as seen, wide_products(MODEL):
         found = call(*arguments)
     assert found.dtype == dtype
     assert set(seen.dtypes) == {torch.float32}
@@ -74,7 +83,7 @@ def test_a_mask_of_either_kind_reaches_attention() -> None:
     for mask in (torch.ones(9, 9, dtype=torch.bool).tril(), random(9, 9, dtype=torch.bfloat16)):
         wide = mask if mask.dtype == torch.bool else mask.float()
         expected = functional.scaled_dot_product_attention(q.float(), q.float(), q.float(), attn_mask=wide)
-        with wide_products():
+        with wide_products(MODEL):
             found = functional.scaled_dot_product_attention(q, q, q, attn_mask=mask)
         assert torch.equal(found, expected.bfloat16())
 
@@ -82,7 +91,7 @@ def test_a_mask_of_either_kind_reaches_attention() -> None:
 def test_a_large_weight_is_widened_some_rows_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(widening, "WIDENED", 16 * 5)
     x, weight, bias = (random(*shape, dtype=torch.bfloat16) for shape in ((9, 16), (12, 16), (12,)))
-    with Seen() as seen, wide_products():
+    with Seen() as seen, wide_products(MODEL):
         found = functional.linear(x, weight, bias)
     assert len(seen.dtypes) == 3
     torch.testing.assert_close(found, functional.linear(x.float(), weight.float(), bias.float()).bfloat16())
@@ -91,26 +100,45 @@ def test_a_large_weight_is_widened_some_rows_at_a_time(monkeypatch: pytest.Monke
 @pytest.mark.parametrize("weight_dtype", [torch.float32, torch.float64])
 def test_other_dtypes_are_left_alone(weight_dtype: torch.dtype) -> None:
     x, weight = random(9, 16, dtype=weight_dtype), random(12, 16, dtype=weight_dtype)
-    with wide_products():
+    with wide_products(MODEL):
         assert torch.equal(functional.linear(x, weight), x @ weight.t())
 
 
 def test_a_few_rows_stay_in_their_dtype() -> None:
     x, weight = random(widening.ROWS - 1, 16, dtype=torch.bfloat16), random(12, 16, dtype=torch.bfloat16)
-    with Seen() as seen, wide_products():
+    with Seen() as seen, wide_products(MODEL):
         functional.linear(x, weight)
     assert seen.dtypes == [torch.bfloat16]
 
 
+def test_a_model_without_such_numbers_is_left_alone() -> None:
+    x, weight = random(9, 16, dtype=torch.bfloat16), random(12, 16, dtype=torch.bfloat16)
+    with Seen() as seen, wide_products(torch.nn.Linear(2, 2)):
+        functional.linear(x, weight)
+    assert seen.dtypes == [torch.bfloat16]
+
+
+def test_a_function_of_a_model_runs_within() -> None:
+    @in_wide_products
+    def product(model: torch.nn.Module, x: torch.Tensor, *, weight: torch.Tensor) -> torch.Tensor:
+        """Its text."""
+        return functional.linear(x, weight)
+
+    with Seen() as seen:
+        product(MODEL, random(9, 2, dtype=torch.bfloat16), weight=MODEL.weight)
+    assert seen.dtypes == [torch.float32]
+    assert product.__doc__ == "Its text."
+
+
 def test_mistakes_are_told_as_before() -> None:
-    with wide_products(), pytest.raises(RuntimeError, match="same dtype"):
+    with wide_products(MODEL), pytest.raises(RuntimeError, match="same dtype"):
         functional.linear(random(9, 16, dtype=torch.bfloat16), random(12, 16, dtype=torch.float32))
 
 
 def test_gradients_are_those_of_float32() -> None:
     x, weight = random(9, 16, dtype=torch.bfloat16), random(12, 16, dtype=torch.bfloat16)
     x.requires_grad_(True)
-    with wide_products():
+    with wide_products(MODEL):
         loss = functional.linear(x, weight).float().square().sum()
     (found,) = torch.autograd.grad(loss, x)
     wide = x.detach().float().requires_grad_(True)

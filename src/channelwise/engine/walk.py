@@ -32,7 +32,7 @@ from channelwise.model.sites import Site, discover_sites, hold_again
 from channelwise.model.ties import forget_ties
 from channelwise.runtime.embedding import QuantizedEmbedding
 from channelwise.runtime.linear import QuantizedLinear
-from channelwise.runtime.widening import wide_products
+from channelwise.runtime.widening import in_wide_products
 
 Batch = dict[str, torch.Tensor]
 Progress = Callable[[str, int, int], None]
@@ -59,7 +59,7 @@ class Surroundings:
     activation_memory: int | None = None
 
 
-@wide_products()
+@in_wide_products
 @torch.no_grad()
 def quantize_model(
     model: nn.Module,

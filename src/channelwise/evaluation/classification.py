@@ -11,7 +11,7 @@ import torch
 from channelwise.errors import InputError, NumericalError
 from channelwise.model.batches import accepted, grouped_by_length, try_images
 from channelwise.model.pixels import Pixels, reads_images
-from channelwise.runtime.widening import wide_products
+from channelwise.runtime.widening import in_wide_products
 
 IMAGES_AT_ONCE = 32
 NAMED = 5
@@ -56,7 +56,7 @@ class Examples:
         return replace(self, original=classify(model, self.inputs).classes)
 
 
-@wide_products()
+@in_wide_products
 @torch.no_grad()
 def classify(model: torch.nn.Module, inputs: tuple[torch.Tensor, ...] | Pixels) -> Answers:
     """Argmax of the logits [items, classes], the first of equal ones.
@@ -168,7 +168,7 @@ def _sentence_outputs(model: torch.nn.Module, ids: torch.Tensor) -> Any:
     return model(**accepted(model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)}))
 
 
-@wide_products()
+@in_wide_products
 @torch.no_grad()
 def _try_sentence(model: torch.nn.Module, sentences: Sequence[torch.Tensor]) -> Any:
     try:

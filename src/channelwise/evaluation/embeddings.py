@@ -11,7 +11,7 @@ from torch.nn.functional import cosine_similarity, normalize
 
 from channelwise.errors import InputError, NumericalError
 from channelwise.model.batches import accepted, grouped_by_length
-from channelwise.runtime.widening import wide_products
+from channelwise.runtime.widening import in_wide_products
 
 DEFAULT_LENGTH = 256
 
@@ -39,7 +39,7 @@ class Embeddings:
     seconds: float
 
 
-@wide_products()
+@in_wide_products
 @torch.no_grad()
 def embed(model: torch.nn.Module, sentences: Sequence[torch.Tensor]) -> Embeddings:
     """Mean over the tokens of the last hidden state, L2-normalised, of each sentence of ids int64 [tokens].

@@ -12,7 +12,7 @@ from channelwise.engine.hooks import observed_inputs
 from channelwise.model.batches import Batch
 from channelwise.model.linears import bias_vector, is_linear, weight_matrix
 from channelwise.runtime.linear import QuantizedLinear
-from channelwise.runtime.widening import wide_products
+from channelwise.runtime.widening import in_wide_products
 
 SAMPLES, TOKENS = 8, 2048
 """How many samples and about how many tokens an error is measured on."""
@@ -58,7 +58,7 @@ class _Sums:
         return self.errors[label] / spread if spread > 0.0 else None
 
 
-@wide_products()
+@in_wide_products
 @torch.no_grad()
 def relative_errors(root: nn.Module, runs: Sequence[Callable[[], Any]], forms: Forms) -> dict[str, dict[str, float]]:
     """By layer and label: ‖Ŷ − Y‖² / ‖Y − mean‖² over the tokens of all runs, the mean that of each output channel.

@@ -15,7 +15,7 @@ from channelwise.model.blocks import find_blocks
 from channelwise.model.calls import capture_calls
 from channelwise.model.producers import Fold, prove_folds
 from channelwise.model.sites import Site, discover_sites
-from channelwise.runtime.widening import wide_products
+from channelwise.runtime.widening import in_wide_products
 
 PROBE_SAMPLES, PROBE_TOKENS = 2, 16
 
@@ -56,7 +56,7 @@ class RangeFigures:
     asymmetry: float
 
 
-@wide_products()
+@in_wide_products
 @torch.no_grad()
 def find_outliers(
     model: nn.Module, batches: Sequence[Batch], progress: Callable[[str, int, int], None] | None = None

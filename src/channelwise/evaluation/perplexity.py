@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 
 from channelwise.errors import InputError, NumericalError
 from channelwise.model.batches import accepted, equal_length_batches
-from channelwise.runtime.widening import wide_products
+from channelwise.runtime.widening import in_wide_products
 
 DEFAULT_LENGTH = 512
 _LARGEST_LOGITS = 2**28
@@ -45,7 +45,7 @@ def cut_windows(ids: torch.Tensor, length: int) -> list[torch.Tensor]:
     return [window for window in ids.split(length) if len(window) >= 2]
 
 
-@wide_products()
+@in_wide_products
 @torch.no_grad()
 def measure_perplexity(model: torch.nn.Module, ids: torch.Tensor, length: int) -> Perplexity:
     """Perplexity of a causal language model on one stream of token ids, int64 [tokens], in windows of `length`.

@@ -28,7 +28,7 @@ from channelwise.model.producers import prove_folds
 from channelwise.model.sites import Site, discover_sites
 from channelwise.numerics.floats import power_of_two
 from channelwise.runtime.linear import QuantizedLinear
-from channelwise.runtime.widening import wide_products
+from channelwise.runtime.widening import in_wide_products
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class NamedPlan:
     plan: Plan
 
 
-@wide_products()
+@in_wide_products
 @torch.no_grad()
 def profile_model(
     model: nn.Module,

@@ -79,9 +79,9 @@ class LoadedModel(HFLM):
                     self.cut.add(document)
         return super()._loglikelihood_tokens(requests, disable_tqdm=True, override_bs=override_bs)
 
-    @wide_products()
     def _model_call(self, inps: torch.Tensor, attn_mask: Any = None, labels: Any = None) -> torch.Tensor:
-        logits: torch.Tensor = super()._model_call(inps, attn_mask, labels)
+        with wide_products(self.model):
+            logits: torch.Tensor = super()._model_call(inps, attn_mask, labels)
         # −inf is a token that the model excludes.
         if not bool((logits < torch.inf).all()):
             raise NumericalError("the model's logits are not finite; its weights are damaged or its dtype overflows")

@@ -4,12 +4,13 @@ There torch multiplies bfloat16 and float16 one number after the other, seven to
 (`benchmarks/cpu/widening.py`). Rounded once at their end, the wider products are at least as exact.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache, partial
-from typing import Any
+from functools import cache, partial, wraps
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import torch
+from torch import nn
 from torch.nn.functional import conv1d, conv2d, conv3d, linear, scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
@@ -22,22 +23,37 @@ WIDENED = 2**23
 INSTRUCTIONS = {torch.bfloat16: ("avx512_bf16", "amx_bf16"), torch.float16: ("avx512_fp16", "amx_fp16")}
 """What an x86 processor multiplies these numbers by, any of them; as torch.cpu.get_capabilities names it."""
 
-Tensors = Sequence[torch.Tensor]
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
 
 
 @contextmanager
-def wide_products() -> Iterator[None]:
-    """A context in which such products are computed in float32; it changes nothing where the processor has its own.
+def wide_products(model: nn.Module) -> Iterator[None]:
+    """A context in which such products of this model are computed in float32.
 
     Of tensors on the processor, in what this thread calls meanwhile: linear layers, matrix products, attention,
-    convolutions. Results have the dtype that they would have without, gradients flow as before.
+    convolutions. Results have the dtype that they would have without, gradients flow as before. Nothing changes, and
+    nothing takes longer, where the model has no parameters of such dtypes.
     """
     dtypes = without_instructions()
-    if not dtypes:
+    if dtypes.isdisjoint(parameter.dtype for parameter in model.parameters()):
         yield
         return
     with _WideProducts(dtypes):
         yield
+
+
+def in_wide_products(
+    function: Callable[Concatenate[nn.Module, Arguments], Result],
+) -> Callable[Concatenate[nn.Module, Arguments], Result]:
+    """The function in the context of `wide_products` of its first argument, a model."""
+
+    @wraps(function)
+    def within(model: nn.Module, /, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        with wide_products(model):
+            return function(model, *args, **kwargs)
+
+    return within
 
 
 @cache
