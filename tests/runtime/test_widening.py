@@ -49,17 +49,17 @@ def random(*shape: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
 
 
 CALLS: dict[str, tuple[Callable[..., torch.Tensor], tuple[tuple[int, ...], ...]]] = {
-    "linear": (functional.linear, ((3, 5, 16), (12, 16), (12,))),
-    "linear without bias": (functional.linear, ((9, 16), (12, 16))),
-    "linear of a vector": (functional.linear, ((9, 16), (16,))),
-    "matmul": (torch.matmul, ((2, 9, 16), (2, 16, 8))),
-    "@": (lambda x, y: x @ y, ((2, 9, 16), (16, 8))),
-    "method": (lambda x, y: x.bmm(y), ((2, 9, 16), (2, 16, 8))),
-    "addmm": (torch.addmm, ((8,), (9, 16), (16, 8))),
-    "baddbmm": (lambda b, x, y: torch.baddbmm(b, x, y, beta=0.5, alpha=2.0), ((2, 9, 8), (2, 9, 16), (2, 16, 8))),
+    "linear": (functional.linear, ((3, 6, 16), (12, 16), (12,))),
+    "linear without bias": (functional.linear, ((17, 16), (12, 16))),
+    "linear of a vector": (functional.linear, ((17, 16), (16,))),
+    "matmul": (torch.matmul, ((2, 17, 16), (2, 16, 8))),
+    "@": (lambda x, y: x @ y, ((2, 17, 16), (16, 8))),
+    "method": (lambda x, y: x.bmm(y), ((2, 17, 16), (2, 16, 8))),
+    "addmm": (torch.addmm, ((8,), (17, 16), (16, 8))),
+    "baddbmm": (lambda b, x, y: torch.baddbmm(b, x, y, beta=0.5, alpha=2.0), ((2, 17, 8), (2, 17, 16), (2, 16, 8))),
     "attention": (
         lambda q, k, v: functional.scaled_dot_product_attention(q, k, v, is_causal=True),
-        ((1, 2, 9, 8), (1, 2, 9, 8), (1, 2, 9, 8)),
+        ((1, 2, 17, 8), (1, 2, 17, 8), (1, 2, 17, 8)),
     ),
     "convolution": (lambda x, w, b: functional.conv2d(x, w, b, stride=4), ((2, 3, 8, 8), (6, 3, 4, 4), (6,))),
 }
@@ -79,8 +79,8 @@ def test_a_product_is_that_of_float32_rounded_once(name: str, dtype: torch.dtype
 
 
 def test_a_mask_of_either_kind_reaches_attention() -> None:
-    q = random(1, 2, 9, 8, dtype=torch.bfloat16)
-    for mask in (torch.ones(9, 9, dtype=torch.bool).tril(), random(9, 9, dtype=torch.bfloat16)):
+    q = random(1, 2, 17, 8, dtype=torch.bfloat16)
+    for mask in (torch.ones(17, 17, dtype=torch.bool).tril(), random(17, 17, dtype=torch.bfloat16)):
         wide = mask if mask.dtype == torch.bool else mask.float()
         expected = functional.scaled_dot_product_attention(q.float(), q.float(), q.float(), attn_mask=wide)
         with wide_products(MODEL):
@@ -90,7 +90,7 @@ def test_a_mask_of_either_kind_reaches_attention() -> None:
 
 def test_a_large_weight_is_widened_some_rows_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(widening, "WIDENED", 16 * 5)
-    x, weight, bias = (random(*shape, dtype=torch.bfloat16) for shape in ((9, 16), (12, 16), (12,)))
+    x, weight, bias = (random(*shape, dtype=torch.bfloat16) for shape in ((17, 16), (12, 16), (12,)))
     with Seen() as seen, wide_products(MODEL):
         found = functional.linear(x, weight, bias)
     assert len(seen.dtypes) == 3
@@ -99,7 +99,7 @@ def test_a_large_weight_is_widened_some_rows_at_a_time(monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("weight_dtype", [torch.float32, torch.float64])
 def test_other_dtypes_are_left_alone(weight_dtype: torch.dtype) -> None:
-    x, weight = random(9, 16, dtype=weight_dtype), random(12, 16, dtype=weight_dtype)
+    x, weight = random(17, 16, dtype=weight_dtype), random(12, 16, dtype=weight_dtype)
     with wide_products(MODEL):
         assert torch.equal(functional.linear(x, weight), x @ weight.t())
 
@@ -112,7 +112,7 @@ def test_a_few_rows_stay_in_their_dtype() -> None:
 
 
 def test_a_model_without_such_numbers_is_left_alone() -> None:
-    x, weight = random(9, 16, dtype=torch.bfloat16), random(12, 16, dtype=torch.bfloat16)
+    x, weight = random(17, 16, dtype=torch.bfloat16), random(12, 16, dtype=torch.bfloat16)
     with Seen() as seen, wide_products(torch.nn.Linear(2, 2)):
         functional.linear(x, weight)
     assert seen.dtypes == [torch.bfloat16]
@@ -125,18 +125,18 @@ def test_a_function_of_a_model_runs_within() -> None:
         return functional.linear(x, weight)
 
     with Seen() as seen:
-        product(MODEL, random(9, 2, dtype=torch.bfloat16), weight=MODEL.weight)
+        product(MODEL, random(17, 2, dtype=torch.bfloat16), weight=MODEL.weight)
     assert seen.dtypes == [torch.float32]
     assert product.__doc__ == "Its text."
 
 
 def test_mistakes_are_told_as_before() -> None:
     with wide_products(MODEL), pytest.raises(RuntimeError, match="same dtype"):
-        functional.linear(random(9, 16, dtype=torch.bfloat16), random(12, 16, dtype=torch.float32))
+        functional.linear(random(17, 16, dtype=torch.bfloat16), random(12, 16, dtype=torch.float32))
 
 
 def test_gradients_are_those_of_float32() -> None:
-    x, weight = random(9, 16, dtype=torch.bfloat16), random(12, 16, dtype=torch.bfloat16)
+    x, weight = random(17, 16, dtype=torch.bfloat16), random(12, 16, dtype=torch.bfloat16)
     x.requires_grad_(True)
     with wide_products(MODEL):
         loss = functional.linear(x, weight).float().square().sum()

@@ -29,6 +29,7 @@ from channelwise.numerics.grids import Grid
 from channelwise.numerics.quantizer import fake_quantize, parameters_of
 from channelwise.numerics.transform import ChannelTransform
 from channelwise.runtime.encoding import encoder_of
+from channelwise.runtime.widening import wide_products
 
 CLIPS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.6, 0.5, 0.4)
 """Shares of the calibration range that a searched clip tries."""
@@ -264,7 +265,7 @@ class SiteEvaluator:
         given = dict(zip(self.site.linears, outputs, strict=True))
         forwards = {name: _constant(output.to(dtype)) for name, output in given.items()}
         seen: dict[str, torch.Tensor] = {}
-        with stand_ins(self.block, forwards):
+        with stand_ins(self.block, forwards), wide_products(self.block):
             run_until_seen(run, self.block, self.dependents, lambda name, x: seen.__setitem__(name, x.detach()))
         return [seen[name] for name in self.dependents]
 

@@ -15,6 +15,7 @@ from torch import nn
 from channelwise.engine.sampling import TokenSampler
 from channelwise.methods.site import Importance
 from channelwise.model.calls import hidden_position
+from channelwise.runtime.widening import wide_products
 
 Batch = dict[str, torch.Tensor]
 
@@ -61,7 +62,8 @@ def _squared_gradients(
         stack.enter_context(_grown_from(first_block))
         for name in names:
             stack.enter_context(_kept_output(model.get_submodule(name), name, outputs))
-        result = model(**batch)
+        with wide_products(model):
+            result = model(**batch)
         squares = {name: torch.zeros_like(output, dtype=torch.float32) for name, output in outputs.items()}
         for weight, loss in _losses(result, generator):
             gradients = torch.autograd.grad(loss, list(outputs.values()), retain_graph=True, allow_unused=True)

@@ -66,6 +66,12 @@ class Stage:
         """What runs the root on each of the samples."""
         return [partial(self.run, sample) for sample in samples]
 
+    def keep_rows(self) -> None:
+        """Layers that are done hold what a checkpoint does, and nothing that they prepared for their products."""
+        for module in self.root.modules():
+            if isinstance(module, QuantizedLinear):
+                module.keep_rows()
+
 
 Replacements = dict[str, QuantizedLinear]
 
@@ -150,8 +156,6 @@ def install(stage: Stage, layers: Replacements) -> None:
         if stage.streamed:
             # The stream still knows the module, and its weight would stay in memory until the end of the block.
             replaced._parameters.clear()
-            # What runs through the block meanwhile needs the codes in the kernels' order, nothing yet in another.
-            layer.keep_packed()
 
 
 def _collect(

@@ -11,6 +11,7 @@ from channelwise.engine.hooks import stand_ins
 from channelwise.model.blocks import BlockList, with_hidden
 from channelwise.model.linears import is_linear, weight_matrix
 from channelwise.model.sites import Site
+from channelwise.runtime.widening import wide_products
 
 Batch = dict[str, torch.Tensor]
 
@@ -44,7 +45,7 @@ class Tail:
             name: _returning(with_hidden(template, hidden))
             for name, template in zip(self.blocks.names, self.templates, strict=True)
         }
-        with stand_ins(self.model, forwards), torch.no_grad():
+        with stand_ins(self.model, forwards), torch.no_grad(), wide_products(self.model):
             return self.model(**batch)
 
 

@@ -31,8 +31,6 @@ from channelwise.model.linears import linear_names, replace_module
 from channelwise.model.sites import Site, discover_sites, hold_again
 from channelwise.model.ties import forget_ties
 from channelwise.runtime.embedding import QuantizedEmbedding
-from channelwise.runtime.linear import QuantizedLinear
-from channelwise.runtime.widening import in_wide_products
 
 Batch = dict[str, torch.Tensor]
 Progress = Callable[[str, int, int], None]
@@ -59,7 +57,6 @@ class Surroundings:
     activation_memory: int | None = None
 
 
-@in_wide_products
 @torch.no_grad()
 def quantize_model(
     model: nn.Module,
@@ -248,14 +245,16 @@ class Walker:
                 later |= layers
             else:
                 install(stage, layers)
+                if stage.streamed and self.plan.weights.needs_hessian:
+                    # Beside the next Hessian there shall be no more than one form of their codes.
+                    for layer in layers.values():
+                        layer.keep_packed()
         give_back_free()
         with self.phases.of("advance"):
             advance()
         install(stage, later)
         # What the integer products prepared would otherwise stay in memory for every stage that is done.
-        for module in stage.root.modules():
-            if isinstance(module, QuantizedLinear):
-                module.release()
+        stage.keep_rows()
         give_back_free()
         return records
 

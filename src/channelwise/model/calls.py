@@ -13,6 +13,7 @@ from transformers.cache_utils import Cache
 from channelwise.errors import InputError, NotStreamableError
 from channelwise.model.blocks import BlockList, hidden_of, with_hidden
 from channelwise.model.sources import one_line
+from channelwise.runtime.widening import wide_products
 
 Loaded = Callable[[str], AbstractContextManager[None]]
 """From a block's full name to a context in which its weights are in place."""
@@ -51,7 +52,7 @@ class BlockCall:
         """
         call = self if hidden is None else self.with_hidden(hidden)
         call.hidden()
-        with torch.no_grad():
+        with torch.no_grad(), wide_products(block):
             return hidden_of(block(*call.args, **call.kwargs))
 
 
@@ -165,7 +166,7 @@ def _pass(
     model: nn.Module, blocks: BlockList, batch: dict[str, torch.Tensor], recorder: _Recorder, loaded: Loaded | None
 ) -> None:
     extra = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
-    with _recording(model, blocks, recorder, loaded), torch.no_grad(), suppress(_FinishedError):
+    with _recording(model, blocks, recorder, loaded), torch.no_grad(), wide_products(model), suppress(_FinishedError):
         try:
             model(**batch, **extra)
         except (ValueError, TypeError, AttributeError, IndexError, RuntimeError) as error:

@@ -201,6 +201,10 @@ class QuantizedLinear(nn.Module):
             self.weight_packed = self.weight_packed.new_empty(self.out_features, 0)
             self._prepared = (tuple(self._buffers.values()), execution)
 
+    def keep_rows(self) -> None:
+        """Undoes `keep_packed`, and forgets what was prepared, as `release` does."""
+        self.weight_packed, self._prepared, self.shared_input = self._rows(), None, None
+
     def extra_repr(self) -> str:
         """Sizes and schemes, for print(model)."""
         weights, inputs = self.scheme.weights, self.scheme.inputs
@@ -247,14 +251,10 @@ class QuantizedLinear(nn.Module):
         assert isinstance(execution, PackedExecution)
         return pack(execution.stored_codes(), self.scheme.weights.grid.bits)
 
-    def _make_rows(self) -> None:
-        """Undoes `keep_packed`."""
-        self.weight_packed, self._prepared, self.shared_input = self._rows(), None, None
-
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> "QuantizedLinear":
         moves = self._is_in_panels and fn(self.weight_packed).device != self.weight_packed.device
         if moves:
-            self._make_rows()
+            self.keep_rows()
 
         def kept(tensor: torch.Tensor) -> torch.Tensor:
             result = fn(tensor)
@@ -270,7 +270,7 @@ class QuantizedLinear(nn.Module):
         destination[f"{prefix}weight_packed"] = self._rows()
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        self._make_rows()
+        self.keep_rows()
         super()._load_from_state_dict(*args, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:

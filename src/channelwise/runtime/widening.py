@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.functional import conv1d, conv2d, conv3d, linear, scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
-ROWS = 8
+ROWS = 16
 """Rows from which on a product is worth the conversion of its other factor."""
 
 WIDENED = 2**23
