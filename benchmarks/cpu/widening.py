@@ -1,6 +1,6 @@
 """16-bit products as torch computes them, beside the same in float32 (`channelwise.runtime.widening`).
 
-    python benchmarks/cpu/widening.py [--rows 1,8,64,512] [--channels 2048] [--rounds 15] [--threads 2]
+    python benchmarks/cpu/widening.py [--rows 1,8,16,64,512] [--channels 2048] [--rounds 15] [--threads 2]
 
 A linear layer of C inputs and C outputs, and causal attention of as many tokens with heads of 64 channels, in bfloat16
 and float16: medians of interleaved rounds, in ms. Where the processor has instructions for a dtype, quantizing and
@@ -39,7 +39,7 @@ def timings(rows: int, channels: int, dtype: torch.dtype, rounds: int) -> dict[s
 def main() -> None:
     """Measures and prints one table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", default="1,8,64,512")
+    parser.add_argument("--rows", default="1,8,16,64,512")
     parser.add_argument("--channels", type=int, default=2048, help="a multiple of 64")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())

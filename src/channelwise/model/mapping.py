@@ -13,14 +13,14 @@ from channelwise.model.stored import PIECE, StoredTensor, check_end
 MAPPINGS = 64
 """About how many mappings one call makes at most: each holds a file descriptor."""
 SMALL = 2**16
-"""Bytes of a tensor up to which it is copied, so that a norm does not keep its neighbour's mapping in memory."""
+"""Bytes of a vector up to which it is copied, so that a norm does not keep its neighbour's mapping in memory."""
 
 
 def mapped(tensors: Mapping[str, StoredTensor]) -> dict[str, torch.Tensor]:
     """The tensors as views of their mapped files: private, so that writing into one changes no file.
 
-    Neighbours share a mapping, which lasts as long as one of them lives. What is small is copied, what cannot be mapped
-    is read. Raises InputError if a file has become shorter.
+    Neighbours share a mapping, which lasts as long as one of them lives. Short vectors are copied, what cannot be
+    mapped is read. Raises InputError if a file has become shorter.
     """
     largest = max(PIECE, sum(tensor.size for tensor in tensors.values()) // MAPPINGS)
     views = {name: tensor.read() for name, tensor in tensors.items() if not tensor.size}
@@ -58,7 +58,10 @@ def _mapped_run(run: Mapping[str, StoredTensor]) -> dict[str, torch.Tensor]:
 
 
 def _shaped(raw: torch.Tensor, stored: StoredTensor) -> torch.Tensor:
-    """Bytes as the tensor that they are; copied only where they are few or lie askew."""
-    if stored.size <= SMALL or raw.data_ptr() % stored.dtype.itemsize:
+    """Bytes as the tensor that they are; copied only where they are a short vector's or lie askew.
+
+    Matrices keep their place in the page: libraries add their products up in an order that depends on it.
+    """
+    if (len(stored.shape) == 1 and stored.size <= SMALL) or raw.data_ptr() % stored.dtype.itemsize:
         raw = raw.clone()
     return raw.view(stored.dtype).view(stored.shape)
