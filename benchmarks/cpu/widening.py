@@ -48,8 +48,8 @@ def main() -> None:
     console = wide_console()
     console.print(head_line(machine()))
     table = Table(title=f"{asked.channels} channels, ms")
-    for heading in ("rows", "dtype", "linear", "in float32", "×", "attention", "in float32", "×", "taken"):
-        table.add_column(heading, justify="left" if heading in ("dtype", "taken") else "right")
+    for heading in ("rows", "dtype", "linear", "in float32", "×", "attention", "in float32", "×", "linear taken"):
+        table.add_column(heading, justify="left" if heading in ("dtype", "linear taken") else "right")
     for dtype in (torch.bfloat16, torch.float16):
         for rows in map(int, asked.rows.split(",")):
             found = timings(rows, asked.channels, dtype, asked.rounds)

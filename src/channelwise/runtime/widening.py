@@ -1,7 +1,7 @@
 """Products of 16-bit floating-point numbers in float32, on processors without instructions for theirs.
 
-There torch multiplies bfloat16 and float16 one number after the other, seven to eight times slower than float32
-(`benchmarks/cpu/widening.py`). Rounded once at their end, the wider products are at least as exact.
+There torch multiplies bfloat16 and float16 one number after the other, in large products five to seven times slower
+than float32 (`benchmarks/cpu/widening.py`). Rounded once at their end, the wider products are at least as exact.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -31,9 +31,9 @@ Result = TypeVar("Result")
 def wide_products(model: nn.Module) -> Iterator[None]:
     """A context in which such products of this model are computed in float32.
 
-    Of tensors on the processor, in what this thread calls meanwhile: linear layers, matrix products, attention,
-    convolutions. Results have the dtype that they would have without, gradients flow as before. Nothing changes, and
-    nothing takes longer, where the model has no parameters of such dtypes.
+    Of tensors on the processor, in what this thread calls meanwhile: linear layers, matrix products, convolutions, and
+    attention in float16. Results have the dtype that they would have without, gradients flow as before. Nothing
+    changes, and nothing takes longer, where the model has no parameters of such dtypes.
     """
     dtypes = without_instructions()
     if dtypes.isdisjoint(parameter.dtype for parameter in model.parameters()):
@@ -104,16 +104,24 @@ def _widened(func: Callable[..., torch.Tensor], *args: Any, **kwargs: Any) -> to
     return func(*map(wide, args), **{name: wide(value) for name, value in kwargs.items()}).to(dtype)
 
 
+def _attention(query: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+    """In bfloat16 torch's own is as fast."""
+    if query.dtype == torch.bfloat16:
+        return scaled_dot_product_attention(query, *args, **kwargs)
+    return _widened(scaled_dot_product_attention, query, *args, **kwargs)
+
+
 _MATRIX = (
     *(torch.matmul, torch.mm, torch.bmm),
     *(torch.Tensor.matmul, torch.Tensor.__matmul__, torch.Tensor.mm, torch.Tensor.bmm),
 )
-_OTHERS = (scaled_dot_product_attention, conv1d, conv2d, conv3d)
+_CONVOLUTIONS = (conv1d, conv2d, conv3d)
 _WITH_ADDEND = (torch.addmm, torch.baddbmm, torch.Tensor.addmm, torch.Tensor.baddbmm)
 
 _PRODUCTS: Mapping[Callable[..., Any], tuple[Callable[..., torch.Tensor], int]] = {
     linear: (_linear, 0),
-    **{func: (partial(_widened, func), 0) for func in (*_MATRIX, *_OTHERS)},
+    scaled_dot_product_attention: (_attention, 0),
+    **{func: (partial(_widened, func), 0) for func in (*_MATRIX, *_CONVOLUTIONS)},
     **{func: (partial(_widened, func), 1) for func in _WITH_ADDEND},
 }
 """By function what takes its place, and the place of the first factor among its arguments."""
