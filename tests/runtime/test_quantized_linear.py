@@ -220,13 +220,16 @@ def test_what_gave_up_its_rows_computes_saves_copies_and_loads_as_before(
     expected, codes, size = layer(x), layer.codes(), layer.weight_bytes()
     state = {name: tensor.clone() for name, tensor in layer.state_dict().items()}
     layer.keep_packed()
-    layer.release()
     assert torch.equal(layer(x), expected)
     assert torch.equal(layer.codes(), codes)
     assert layer.weight_bytes() == size
     assert all(torch.equal(tensor, state[name]) for name, tensor in layer.state_dict().items())
     for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer)), layer.to(torch.bfloat16), layer.to("cpu")):
         assert torch.equal(other(x), expected)
+    layer.keep_rows()
+    assert torch.equal(layer.weight_packed, state["weight_packed"])
+    assert torch.equal(layer(x), expected)
+    layer.keep_packed()
     layer.load_state_dict(build(48, 70, weights, inputs, scale=True, seed=1).state_dict())
     assert not torch.equal(layer(x), expected)
     layer.load_state_dict(state)

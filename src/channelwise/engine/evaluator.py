@@ -29,13 +29,10 @@ from channelwise.numerics.grids import Grid
 from channelwise.numerics.quantizer import fake_quantize, parameters_of
 from channelwise.numerics.transform import ChannelTransform
 from channelwise.runtime.encoding import encoder_of
-from channelwise.runtime.widening import wide_products
+from channelwise.runtime.widening import WIDENED, wide_products
 
 CLIPS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.6, 0.5, 0.4)
 """Shares of the calibration range that a searched clip tries."""
-
-WIDENED = 2**23
-"""Entries of a weight that are in float32 at one time."""
 
 
 @dataclass(frozen=True)

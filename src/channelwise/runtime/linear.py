@@ -184,11 +184,6 @@ class QuantizedLinear(nn.Module):
         """Stored bits per entry of the weight, scales and zero points included."""
         return 8.0 * self.weight_bytes() / (self.in_features * self.out_features)
 
-    def release(self) -> None:
-        """Forget what the first `forward` prepared from the buffers; the next one prepares it again."""
-        if not self._is_in_panels:
-            self._prepared = None
-
     def keep_packed(self) -> None:
         """Gives up the checkpoint's rows of codes for what the kernels read: memory then holds the weight once.
 
@@ -202,7 +197,7 @@ class QuantizedLinear(nn.Module):
             self._prepared = (tuple(self._buffers.values()), execution)
 
     def keep_rows(self) -> None:
-        """Undoes `keep_packed`, and forgets what was prepared, as `release` does."""
+        """Undoes `keep_packed`, and forgets what `forward` prepared from the buffers; the next one prepares it again."""
         self.weight_packed, self._prepared, self.shared_input = self._rows(), None, None
 
     def extra_repr(self) -> str:

@@ -87,9 +87,11 @@ class _WideProducts(TorchFunctionMode):
 
 def _linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """A few rows of the weight at a time: the whole one would be twice as large again as it is."""
-    step, wide = max(1, WIDENED // weight.shape[-1]), x.float()
-    parts = weight.split(step) if weight.dim() == 2 else (weight,)
-    biases = [None] * len(parts) if bias is None else bias.float().split(step) if len(parts) > 1 else [bias.float()]
+    if weight.dim() != 2:
+        return _widened(linear, x, weight, bias)
+    step, wide = max(1, WIDENED // weight.shape[1]), x.float()
+    parts = weight.split(step)
+    biases = [None] * len(parts) if bias is None else bias.float().split(step)
     outputs = [linear(wide, rows.float(), own).to(x.dtype) for rows, own in zip(parts, biases, strict=True)]
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
 
