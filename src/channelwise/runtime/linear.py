@@ -197,7 +197,7 @@ class QuantizedLinear(nn.Module):
             self._prepared = (tuple(self._buffers.values()), execution)
 
     def keep_rows(self) -> None:
-        """Undoes `keep_packed`, and forgets what `forward` prepared from the buffers; the next one prepares it again."""
+        """Undoes `keep_packed`, and forgets what `forward` prepared; the next one prepares it again."""
         self.weight_packed, self._prepared, self.shared_input = self._rows(), None, None
 
     def extra_repr(self) -> str:
