@@ -6,7 +6,9 @@
 Layers are computed on the CPU up to each launch; in place of it the kernel is compiled for the arguments it was given,
 by Triton with the assembler it brings. Instructions are those of the loop around the tensor cores, once through;
 "per weight" is that number times the threads of a program over the weights that the program meets in a turn, so it says
-how much a multiprocessor has to issue for a weight that it reads. No time is measured.
+how much a multiprocessor has to issue for a weight that it reads. "warps" and "KB asked for" are those of a
+multiprocessor of an H200 while programs wait their turn, as far as registers, shared memory and the number of programs
+allow: KB of the weight that are on their way at a time. No time is measured.
 """
 
 import argparse
@@ -17,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +49,13 @@ POINTERS = {
 }  # fmt: skip
 OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
 TENSOR_CORES = ("IGMMA", "IMMA")
-HEADINGS = ("kernel", "registers", "spilled bytes", "shared bytes", "tensor cores", "in the loop", "per weight")
+HEADINGS = (
+    "kernel", "registers", "spilled bytes", "shared bytes", "tensor cores", "in the loop", "per weight", "warps",
+    "KB asked for",
+)  # fmt: skip
+MULTIPROCESSORS = 132
+REGISTERS, SHARED_BYTES, WARPS = 65536, 227 * 1024, 64
+"""Of a multiprocessor; a program takes a KiB of shared memory more than it asks for (CUDA's occupancy tables)."""
 
 
 def signature_of(value: Any, constant: bool) -> str:
@@ -71,8 +80,8 @@ def source_of(kernel: Any, given: dict[str, Any]) -> ASTSource:
     return ASTSource(kernel, signature, constants, attributes)
 
 
-def compiled(kernel: Any, given: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
-    """What the kernel takes of a multiprocessor, and which instructions it has."""
+def compiled(kernel: Any, given: dict[str, Any], options: dict[str, Any], programs: int) -> dict[str, Any]:
+    """What the kernel takes of a multiprocessor, and which instructions it has; programs: of a launch."""
     program = triton.compile(source_of(kernel, given), target=HOPPER, options=options)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(program.asm["cubin"])
@@ -83,6 +92,11 @@ def compiled(kernel: Any, given: dict[str, Any], options: dict[str, Any]) -> dic
     loop, threads = len(main_loop(lines)), program.metadata.num_warps * THREADS_OF_A_WARP
     names = [name for line in lines if (name := instruction(line)) is not None]
     weights = weights_of_a_turn(given)
+    warps = program.metadata.num_warps
+    together = min(
+        REGISTERS // (max(int(registers), 1) * threads), SHARED_BYTES // (program.metadata.shared + 1024),
+        WARPS // warps, -(-programs // MULTIPROCESSORS),
+    )  # fmt: skip
     return {
         "registers": int(registers),
         "spilled": int(stack),
@@ -90,6 +104,8 @@ def compiled(kernel: Any, given: dict[str, Any], options: dict[str, Any]) -> dic
         "tensor_cores": {name: names.count(name) for name in TENSOR_CORES if name in names},
         "loop": loop,
         "per_weight": loop * threads / weights if weights and loop else None,
+        "warps": together * warps,
+        "asked": together * bytes_asked_for(given, options) if weights else None,
     }
 
 
@@ -98,7 +114,17 @@ def weights_of_a_turn(given: dict[str, Any]) -> int:
     if "OUTPUT_TILE" not in given:
         return 0
     columns = given["DEPTH"] if "DEPTH" in given else given["STRANDS"] * given["WIDTH"]
-    return int(given["OUTPUT_TILE"] * columns)
+    return int(given["OUTPUT_TILE"] * given.get("SPLITS", 1) * columns)
+
+
+def bytes_asked_for(given: dict[str, Any], options: dict[str, Any]) -> int:
+    """Bytes of the weight that a program asks for at a time: all turns but the one that it computes."""
+    if "DEPTH" in given:
+        turn, turns = given["OUTPUT_TILE"] * given["DEPTH"], -(-given["PADDED"] // given["DEPTH"])
+    else:
+        turn = given["OUTPUT_TILE"] * given["SPLITS"] * given["PLACES"] * given["WIDTH"]
+        turns = -(-given["BLOCKS"] // given["SPLITS"])
+    return int(turn * min(turns, options["num_stages"] - 1))
 
 
 def instruction(line: str) -> str | None:
@@ -127,14 +153,14 @@ def _output(*command: str | Path) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
-def launches(layer: QuantizedLinear, tokens: int) -> Iterator[tuple[Any, dict[str, Any], dict[str, Any]]]:
-    """The kernels that a layer launches for so many tokens, with their arguments and options; none is computed."""
-    taken: list[tuple[Any, dict[str, Any], dict[str, Any]]] = []
+def launches(layer: QuantizedLinear, tokens: int) -> Iterator[tuple[Any, dict[str, Any], dict[str, Any], int]]:
+    """The kernels that a layer launches for so many tokens: arguments, options, programs; none is computed."""
+    taken: list[tuple[Any, dict[str, Any], dict[str, Any], int]] = []
 
     def take(kernel: Any, *arguments: Any, grid: Any, warmup: bool, **options: Any) -> None:
         given = dict(zip(kernel.arg_names, arguments, strict=False))
         given |= {name: value for name, value in options.items() if name not in OPTIONS}
-        taken.append((kernel, given, {name: options[name] for name in OPTIONS if name in options}))
+        taken.append((kernel, given, {name: options[name] for name in OPTIONS if name in options}, prod(grid)))
 
     run, triton.JITFunction.run = triton.JITFunction.run, take
     try:
@@ -154,8 +180,8 @@ def found_for(asked: argparse.Namespace) -> dict[str, dict[str, Any]]:
     for kind in chosen(KINDS, asked.kinds, "kind"):
         layer = random_layer(KINDS[kind], asked.outputs, asked.columns, "cpu")
         for tokens in map(int, asked.tokens.split(",")):
-            for kernel, given, options in launches(layer, tokens):
-                found[f"{kind}, {tokens}: {kernel.fn.__name__}"] = compiled(kernel, given, options)
+            for kernel, *launch in launches(layer, tokens):
+                found[f"{kind}, {tokens}: {kernel.fn.__name__}"] = compiled(kernel, *launch)
     return found
 
 
@@ -183,8 +209,11 @@ def main() -> None:
         cores = ", ".join(f"{count} {core}" for core, count in kernel["tensor_cores"].items())
         share = "" if kernel["per_weight"] is None else f"{kernel['per_weight']:.2f}"
         numbers = (kernel["registers"], kernel["spilled"], kernel["shared"])
-        table.add_row(name, *map(str, numbers), cores, str(kernel["loop"] or ""), share)
-    Console(width=140).print(table)
+        asked_for = "" if kernel["asked"] is None else f"{kernel['asked'] / 1e3:.0f}"
+        table.add_row(
+            name, *map(str, numbers), cores, str(kernel["loop"] or ""), share, str(kernel["warps"]), asked_for
+        )
+    Console(width=160).print(table)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """A layer on the GPU's kernels beside its definition."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -7,7 +8,8 @@ import torch
 from channelwise.numerics.granularity import expand
 from channelwise.runtime.encoding import encoder_of
 from channelwise.runtime.execution import Execution
-from channelwise.runtime.gpu.executions import gpu_execution
+from channelwise.runtime.gpu.executions import WeightOnly, gpu_execution
+from channelwise.runtime.gpu.tiles import Tiles
 from channelwise.runtime.linear import QuantizedLinear
 from tests.runtime.layers import build
 
@@ -29,13 +31,19 @@ def execution_of(layer: QuantizedLinear) -> Execution:
     return execution
 
 
-def assert_equals_definition(layer: QuantizedLinear, x: torch.Tensor, rounded_weight: bool = False) -> None:
+def assert_equals_definition(
+    layer: QuantizedLinear, x: torch.Tensor, rounded_weight: bool = False, tiles: Tiles | None = None
+) -> None:
     """Up to float32 rounding of the sum of magnitudes, that of the output's dtype, and that of inputs to whole numbers.
 
-    rounded_weight: whether the weight is rounded to the dtype of x, and the transformed input with it.
+    rounded_weight: whether the weight is rounded to the dtype of x, and the transformed input with it. tiles: None for
+    the usual ones.
     """
-    x = x.to(layer.weight_scale.device)
-    found, expected = execution_of(layer)(x), layer.fake_forward(x)
+    x, execution = x.to(layer.weight_scale.device), execution_of(layer)
+    if tiles is not None:
+        assert isinstance(execution, WeightOnly)
+        execution = replace(execution, tiles=tiles)
+    found, expected = execution(x), layer.fake_forward(x)
     inputs, weight = layer._decoded_input(x).abs(), layer.dequantized_weight().double().abs()
     magnitude = inputs @ weight.t()
     tolerance = 3e-6 * (magnitude + 1.0) + torch.finfo(found.dtype).eps * expected.abs()

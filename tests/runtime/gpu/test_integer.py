@@ -87,6 +87,17 @@ def test_tiles_do_not_change_sums(bits: int, tiles: Tiles) -> None:
     assert torch.equal(found.cpu().long(), codes[:, :256].long().cpu() @ values.t())
 
 
+@pytest.mark.parametrize(("bits", "exponent_bits"), [kind for kind in KINDS if kind[0] < 8])
+@pytest.mark.parametrize("splits", [2, 4, 8])
+def test_columns_divided_among_warps_do_not_change_sums(bits: int, exponent_bits: int, splits: int) -> None:
+    """700 columns: for most of these splits some have a block less."""
+    torch.manual_seed(2)
+    weight, values = weight_of(bits, exponent_bits, 40, 700)
+    codes = codes_of(6, weight)
+    found = integer_product(codes, weight, 0, None, tiles=Tiles(16, 4, splits=splits, warps=max(1, splits // 2)))
+    assert torch.equal(found.cpu().long(), codes[:, :700].long().cpu() @ values.t())
+
+
 def test_nothing_to_multiply() -> None:
     weight, _ = weight_of(8, 0, 5, 20)
     assert integer_product(codes_of(0, weight), weight, 0, None).shape == (0, 5)

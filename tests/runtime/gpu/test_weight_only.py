@@ -69,6 +69,17 @@ def test_tiles_do_not_change_products(tiles: Tiles) -> None:
     assert torch.equal(weight_only.weight_only_product(*arguments, tiles=tiles), usual)
 
 
+@pytest.mark.parametrize("splits", [1, 2, 4, 8])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("granularity", [ROW, Granularity("row_group", 64), Granularity("column_group", 32)], ids=str)
+@pytest.mark.parametrize("bits", [3, 4])
+def test_columns_divided_among_warps_give_the_same_up_to_the_order_of_sums(splits, dtype, granularity, bits) -> None:
+    """700 columns: for most of these splits some have a block less."""
+    layer = layer_of(70, 700, WeightScheme(IntegerGrid(bits, symmetric=False), granularity), None, scale=True)
+    tiles = Tiles(16, 2, splits=splits, warps=max(1, splits // 2))
+    assert_equals_definition(layer, torch.randn(5, 700).to(dtype), tiles=tiles)
+
+
 def test_an_input_of_zeros_and_outliers_keeps_its_zeros() -> None:
     layer = layer_of(30, 256, WeightScheme(IntegerGrid(4), ROW), None, bias=False)
     x = torch.zeros(3, 256)

@@ -112,11 +112,13 @@ def _multiply_strands(
     codes: torch.Tensor, weight: IntegerWeight, shared: tuple[object, ...], zeroed: bool, tiles: Tiles | None
 ) -> None:
     tokens = codes.shape[0]
-    tiles = tiles or tiles_of_strands(tokens, weight.outputs)
+    strands = Strands(weight.data, weight.bits, weight.outputs, weight.columns)
+    tiles = tiles or tiles_of_strands(tokens, strands.shape)
     token_tiles = triton.cdiv(tokens, tiles.tokens)
     kernels.product_of_strands[(token_tiles * triton.cdiv(weight.outputs, tiles.outputs),)](
         codes, weight.data, *shared, token_tiles, ZEROED=zeroed, OUTPUTS=weight.outputs, COLUMNS=weight.columns,
-        BLOCKS=weight.data.shape[1], BITS=weight.bits, EXPONENT_BITS=weight.exponent_bits, STRANDS=STRANDS[weight.bits],
-        PLACES=PLACES[weight.bits], WIDTH=weight.data.shape[-1], TOKENS=tiles.tokens, OUTPUT_TILE=tiles.outputs,
-        TOGETHER=TOGETHER, num_warps=tiles.warps, num_stages=tiles.stages,
+        PADDED_OUTPUTS=strands.padded_outputs, BLOCKS=weight.data.shape[1], BITS=weight.bits,
+        EXPONENT_BITS=weight.exponent_bits, STRANDS=STRANDS[weight.bits], PLACES=PLACES[weight.bits],
+        WIDTH=strands.width, FULL=tokens % tiles.tokens == 0, TOKENS=tiles.tokens, OUTPUT_TILE=tiles.outputs,
+        SPLITS=tiles.splits, TOGETHER=TOGETHER, num_warps=tiles.warps, num_stages=tiles.stages,
     )  # fmt: skip

@@ -20,6 +20,8 @@ from operator import or_
 
 import torch
 
+from channelwise.runtime.gpu.tiles import PackedShape
+
 PANEL_OUTPUTS = 16
 
 STRANDS = {8: 1, 6: 4, 4: 2, 3: 8, 2: 4}
@@ -61,9 +63,19 @@ class Strands:
         return self.width * STRANDS[self.bits]
 
     @property
+    def padded_outputs(self) -> int:
+        """Outputs of all panels."""
+        return self.data.shape[0] * PANEL_OUTPUTS
+
+    @property
     def padded_columns(self) -> int:
         """Columns of all blocks."""
         return self.data.shape[1] * self.block
+
+    @property
+    def shape(self) -> PackedShape:
+        """What tiles are chosen by."""
+        return PackedShape(self.outputs, self.data.shape[1], self.block, self.data.shape[2] * self.width)
 
     def codes(self) -> torch.Tensor:
         """What `pack_strands` was given, int16 [outputs, columns]."""

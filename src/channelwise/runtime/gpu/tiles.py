@@ -11,15 +11,53 @@ TOGETHER = 8
 LARGEST_ROUNDING_BLOCK = 8192
 
 
+WARPS_ASKED, WARPS_NEEDED = 16 * MULTIPROCESSORS, 4 * MULTIPROCESSORS
+"""Of products that read memory more than they compute: with few, a multiprocessor waits for what it has asked for."""
+
+WARP_OUTPUTS = 16
+"""Rows that the tensor cores take from one warp."""
+
+MOST_SPLITS = 8
+
+SPLIT_COLUMNS = 64
+"""Columns of a tile that splits may fill: of eight splits one in eight is of use."""
+
+LEAST_COLUMNS, SMALLEST_TOKENS = 8, 8
+"""What the tensor cores multiply at once; tiles of tokens that are not made smaller."""
+
+SHARED_BYTES = 72 * 1024
+"""Of the memory of a multiprocessor, 227 KiB, for what a program has asked for: some programs share it."""
+
+LEAST_AHEAD, MOST_AHEAD = 2, 3
+"""Turns that a program asks for at a time."""
+
+WARPS_TOGETHER = 4
+"""That share the inputs of a program, at least."""
+
+
 @dataclass(frozen=True)
 class Tiles:
-    """outputs, tokens: of a program's tile; depth: columns that are loaded together (8-bit weights only)."""
+    """outputs, tokens: of a program's tile; depth: columns that are loaded together (8-bit weights only).
+
+    splits: of a weight's columns, among the warps of a program (not with 8-bit weights).
+    """
 
     outputs: int
     tokens: int
     depth: int = 128
     warps: int = 4
     stages: int = 3
+    splits: int = 1
+
+
+@dataclass(frozen=True)
+class PackedShape:
+    """Of a packed weight: outputs, and how many blocks a row has, with how many columns in how many bytes."""
+
+    outputs: int
+    blocks: int
+    columns: int
+    bytes: int
 
 
 FEW_TOKENS = 64
@@ -32,55 +70,85 @@ def candidates(kind: str) -> tuple[Tiles, ...]:
     Raises ValueError for another kind.
     """
     if kind == "bytes":
-        few = [Tiles(outputs, tokens, 256, 4, 4) for outputs in (32, 64, 128) for tokens in (16, 32, 64)]
+        few = [
+            Tiles(outputs, tokens, 256, 4, stages) for outputs in (32, 64) for tokens in (16, 64) for stages in (4, 6)
+        ]
         shapes = ((128, 128), (256, 128), (128, 256), (256, 64))
         many = [Tiles(*shape, 128, warps, stages) for shape in shapes for warps in (4, 8) for stages in (3, 4)]
         return (*few, *many)
     if kind == "strands":
-        few = [
-            Tiles(outputs, tokens, 128, 4, stages) for outputs in (64, 128) for tokens in (16, 64) for stages in (3, 5)
-        ]
         many = [
             Tiles(outputs, tokens, 128, 8, stages)
             for outputs in (128, 256)
             for tokens in (128, 256)
             for stages in (2, 3, 4)
         ]
-        return (*few, *many)
+        return (*_split_candidates(1), *many)
     if kind == "digits":
-        sizes = ((16, 1), (32, 2), (64, 4), (128, 8))
-        return tuple(
-            Tiles(outputs, tokens, 128, warps, stages)
-            for outputs, warps in sizes
-            for tokens in (8, 16, 32, 64)
-            for stages in (3, 4, 6)
-        )
+        return _split_candidates(2)
     raise ValueError(f"no products of {kind!r}: there are bytes, strands and digits")
+
+
+def _split_candidates(places: int) -> tuple[Tiles, ...]:
+    """For few tokens; places: columns of a tile for each token of it."""
+    return tuple(
+        Tiles(outputs, tokens, 128, splits * outputs // WARP_OUTPUTS, stages, splits)
+        for outputs in (16, 32, 64)
+        for splits in (1, 2, 4, 8, 16)
+        for tokens in (1, 4, 16, 64)
+        for stages in (3, 4)
+        if WARPS_TOGETHER <= splits * outputs // WARP_OUTPUTS <= 2 * WARPS_TOGETHER
+        and LEAST_COLUMNS <= splits * tokens * places <= 2 * SPLIT_COLUMNS
+    )
 
 
 def tiles_of_bytes(tokens: int, outputs: int) -> Tiles:
     """For products with weights of 8 bits."""
     if tokens <= FEW_TOKENS:
-        return Tiles(_narrow(outputs, 128), _power_of_two(tokens), 256, 4, 4)
+        return Tiles(_narrow(outputs, 64), _power_of_two(tokens), 256, 4, 6)
     wide = -(-tokens // 128) * -(-outputs // 256)
     return Tiles(256, 128, 128, 8, 4) if wide >= 2 * MULTIPROCESSORS else Tiles(128, 128, 128, 8, 4)
 
 
-def tiles_of_strands(tokens: int, outputs: int) -> Tiles:
+def tiles_of_strands(tokens: int, shape: PackedShape) -> Tiles:
     """For products of codes with packed weights."""
     if tokens <= FEW_TOKENS:
-        return Tiles(64, _power_of_two(tokens), 128, 4, 4)
-    wide = -(-tokens // 256) * -(-outputs // 128)
+        return _split(tokens, 1, shape)
+    wide = -(-tokens // 256) * -(-shape.outputs // 128)
     return Tiles(128, 256, 128, 8, 3) if wide >= 2 * MULTIPROCESSORS else Tiles(128, 128, 128, 8, 3)
 
 
-def tiles_of_digits(tokens: int, outputs: int, group_outputs: int | None) -> Tiles:
-    """For weight-only products; group_outputs: how many outputs share scales down a column, None along rows."""
-    size = _narrow(outputs, 64)
-    if group_outputs is not None:
-        # A program's inputs are multiplied by the scales of one group.
-        size = min(size, group_outputs & -group_outputs)
-    return Tiles(size, min(_power_of_two(tokens, 8), FEW_TOKENS), 128, max(1, size // 16), 4)
+def tiles_of_digits(tokens: int, shape: PackedShape, places: int, group_outputs: int | None) -> Tiles:
+    """For weight-only products; places: of digits for an input.
+
+    group_outputs: how many outputs share scales down a column, None along rows.
+    """
+    # A program's inputs are multiplied by the scales of one group.
+    most = None if group_outputs is None else group_outputs & -group_outputs
+    return _split(tokens, places, shape, most)
+
+
+def _split(tokens: int, places: int, shape: PackedShape, most_outputs: int | None = None) -> Tiles:
+    """As many splits as give every multiprocessor its warps, while there are blocks and columns of tiles for them.
+
+    Where that is not enough, smaller tiles of tokens: others read the weight again, from the second-level cache.
+    """
+    wide, rows = min(_power_of_two(tokens, 1), SPLIT_COLUMNS // places), -(-shape.outputs // WARP_OUTPUTS)
+
+    def most_splits() -> int:
+        # Two turns at least: what one turn asks for arrives while nothing else is to be done.
+        return min(MOST_SPLITS, SPLIT_COLUMNS // (wide * places), _power_of_two(shape.blocks, 1) // 2)
+
+    while wide > SMALLEST_TOKENS and rows * most_splits() * -(-tokens // wide) < WARPS_NEEDED:
+        wide //= 2
+    splits = max(1, LEAST_COLUMNS // (wide * places))
+    while splits < most_splits() and rows * splits * -(-tokens // wide) < WARPS_ASKED:
+        splits *= 2
+    size = max(WARP_OUTPUTS, WARPS_TOGETHER * WARP_OUTPUTS // splits)
+    size = size if most_outputs is None else min(size, most_outputs)
+    turn = splits * (size * shape.bytes + wide * places * shape.columns)
+    ahead = min(MOST_AHEAD, max(LEAST_AHEAD, SHARED_BYTES // turn))
+    return Tiles(size, wide, 128, max(1, splits * size // WARP_OUTPUTS), 1 + ahead, splits)
 
 
 def rounding_block(padded: int) -> tuple[int, int]:

@@ -13,8 +13,8 @@ from channelwise.runtime.gpu.kernels import weight_only as kernels
 from channelwise.runtime.gpu.layout import NARROWEST, PANEL_OUTPUTS, PLACES, STRANDS, Strands, pack_strands
 from channelwise.runtime.gpu.tiles import Tiles, tiles_of_digits
 
-WIDTHS = {8: 128, 6: 64, 4: 128, 3: 32, 2: 64}
-"""Columns of a strand where groups do not ask for less: 128 or 256 in a block."""
+WIDTHS = {8: 128, 6: 64, 4: 128, 3: 64, 2: 64}
+"""Columns of a strand where groups do not ask for less: 128 to 512 in a block."""
 
 MOST_FUSED, MOST_FUSED_DOWN = 256, 64
 """Beyond so many tokens it takes less time to make the weight a matrix first; down columns every group of outputs has
@@ -45,9 +45,9 @@ TRANSFORMED_PIECES = {torch.bfloat16: 2, torch.float16: 2, torch.float32: 3}
 class NumberWeight:
     """A weight [outputs, columns] for products with floating-point inputs: value = (code − zero) · scale.
 
-    strands: the codes. scale, zero: along rows [groups, outputs], one for `group` columns, down columns [groups,
-    columns], one for `group` outputs; zero int8 or None, then `centre` is taken off every code. exponent_bits: those
-    of the floating-point grid that codes of 4 bits are looked up on, else 0.
+    strands: the codes. scale, zero: along rows [groups, outputs], one for `group` columns, filled up as the strands
+    are; down columns [groups, columns], one for `group` outputs; zero int8 or None, then `centre` is taken off every
+    code. exponent_bits: those of the floating-point grid that codes of 4 bits are looked up on, else 0.
     """
 
     strands: Strands
@@ -75,8 +75,8 @@ class InputDigits:
     """Inputs x [tokens, columns], and as whole numbers, unless there are so many that the weight is made a matrix.
 
     digits: int8 [groups, count, tokens, padded columns], the highest first; step: float32 [groups, tokens, spans], the
-    value of 1; weighed: their sums over spans, of the same shape, down columns weighed by zero points. groups: 1, or
-    down columns those of outputs.
+    value of 1; weighed: their sums over spans, of the same shape, down columns weighed by zero points, of two digits
+    int32, else float32. groups: 1, or down columns those of outputs.
     """
 
     x: torch.Tensor
@@ -118,17 +118,19 @@ def pack_numbers(
         return None
     down = granularity.kind in ("column", "column_group")
     size = granularity.group_size or (outputs if down else columns)
-    whole = outputs if down else columns
+    group = WHOLE if size >= (outputs if down else columns) else size
+    strands = pack_strands(codes, bits, width)
 
     def in_order(part: torch.Tensor) -> torch.Tensor:
-        return part.contiguous() if down else part.expand(outputs, -1).t().contiguous()
+        if down:
+            return part.contiguous()
+        groups = part.expand(outputs, -1).t()
+        behind, below = strands.padded_outputs - outputs, -(-strands.padded_columns // group) - len(groups)
+        return torch.nn.functional.pad(groups, (0, behind, 0, below)).contiguous()
 
     zero = None if parameters.zero_point is None else in_order(parameters.zero_point.to(torch.int8))
-    group = WHOLE if size >= whole else size
-    return NumberWeight(
-        pack_strands(codes, bits, width), in_order(_stored_scale(parameters.scale)), zero, group, down, centre,
-        exponent_bits,
-    )  # fmt: skip
+    scale = in_order(_stored_scale(parameters.scale))
+    return NumberWeight(strands, scale, zero, group, down, centre, exponent_bits)
 
 
 def weight_only_product(
@@ -171,7 +173,8 @@ def input_digits(
     groups = len(weight.scale) if weight.down else 1
     spans = strands.padded_columns // weight.span
     whole = torch.empty(groups, count, tokens, strands.padded_columns, dtype=torch.int8, device=x.device)
-    step, weighed = torch.empty(2, groups, tokens, spans, device=x.device)
+    step = torch.empty(groups, tokens, spans, dtype=torch.float32, device=x.device)
+    weighed = torch.empty_like(step, dtype=torch.int32 if count == 2 else torch.float32)
     kernels.whole_numbers[(spans, tokens, groups)](
         x, transform.shift, transform.scale, weight.scale if weight.down else None,
         weight.zero if weight.down else None, whole, step, weighed, tokens, x.stride(0), COLUMNS=strands.columns,
@@ -194,12 +197,15 @@ def product_of_digits(
     if inputs.digits is None:
         return _through_matrix(inputs.x, weight, bias, transform, dtype)
     y = torch.empty(tokens, outputs, dtype=dtype, device=inputs.x.device)
-    tiles = tiles or tiles_of_digits(tokens, outputs, weight.group if weight.down else None)
+    if tiles is None:
+        places = 2 if inputs.count == 2 else 4
+        tiles = tiles_of_digits(tokens, weight.strands.shape, places, weight.group if weight.down else None)
     grid = (triton.cdiv(outputs, tiles.outputs), triton.cdiv(tokens, tiles.tokens))
     kernels.product_of_digits[grid](
         inputs.digits, inputs.step, inputs.weighed, weight.strands.data, y, weight.scale, weight.zero, bias, tokens,
-        **_constants(weight), TOGETHER=weight.together, DIGITS=inputs.count, TOKENS=tiles.tokens,
-        OUTPUT_TILE=tiles.outputs, num_warps=tiles.warps, num_stages=tiles.stages,
+        **_constants(weight), TOGETHER=weight.together, DIGITS=inputs.count, FULL=tokens % tiles.tokens == 0,
+        TOKENS=tiles.tokens, OUTPUT_TILE=tiles.outputs, SPLITS=tiles.splits, num_warps=tiles.warps,
+        num_stages=tiles.stages,
     )  # fmt: skip
     return y
 
@@ -231,8 +237,9 @@ def _through_matrix(
 def _constants(weight: NumberWeight) -> dict[str, int | bool]:
     strands = weight.strands
     return {
-        "OUTPUTS": strands.outputs, "COLUMNS": strands.columns, "BLOCKS": strands.data.shape[1], "BITS": strands.bits,
-        "EXPONENT_BITS": weight.exponent_bits, "CENTRE": weight.centre, "GROUP": weight.group, "DOWN": weight.down,
+        "OUTPUTS": strands.outputs, "PADDED_OUTPUTS": strands.padded_outputs, "COLUMNS": strands.columns,
+        "BLOCKS": strands.data.shape[1], "BITS": strands.bits, "EXPONENT_BITS": weight.exponent_bits,
+        "CENTRE": weight.centre, "GROUP": weight.group, "DOWN": weight.down,
         "STRANDS": STRANDS[strands.bits], "PLACES": PLACES[strands.bits], "WIDTH": strands.width,
     }  # fmt: skip
 

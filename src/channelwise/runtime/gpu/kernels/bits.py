@@ -115,9 +115,3 @@ def values(packed, second, third, BITS: tl.constexpr, EXPONENT_BITS: tl.constexp
     if EXPONENT_BITS > 0:
         return looked_up(found, EXPONENT_BITS, BITS - 1 - EXPONENT_BITS)
     return found.to(tl.int8, bitcast=True)
-
-
-@triton.jit
-def panel_bytes(weight, n, j, BLOCKS: tl.constexpr, PLACES: tl.constexpr, WIDTH: tl.constexpr):
-    """Where the first bytes of rows n lie (`layout.Strands`); n and j in shapes that give the tile's together."""
-    return weight + (n // 16).to(tl.int64) * (BLOCKS * PLACES * 16 * WIDTH) + n % 16 * WIDTH + j

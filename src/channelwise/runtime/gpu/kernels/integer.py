@@ -7,7 +7,8 @@ on both is taken off after the product, in whole numbers.
 import triton
 import triton.language as tl
 
-from channelwise.runtime.gpu.kernels.bits import panel_bytes, values
+from channelwise.runtime.gpu.kernels.bits import values
+from channelwise.runtime.gpu.kernels.tiling import joined, loaded, panel_bytes
 
 
 @triton.jit
@@ -82,35 +83,46 @@ def product_of_bytes(
 @triton.jit
 def product_of_strands(
     x, weight, y, factor, step, bias, offset, code_sums, weight_sums, zero_points, zero_point, tokens, token_tiles,
-    ZEROED: tl.constexpr, OUTPUTS: tl.constexpr, COLUMNS: tl.constexpr, BLOCKS: tl.constexpr, BITS: tl.constexpr,
-    EXPONENT_BITS: tl.constexpr, STRANDS: tl.constexpr, PLACES: tl.constexpr, WIDTH: tl.constexpr,
-    TOKENS: tl.constexpr, OUTPUT_TILE: tl.constexpr, TOGETHER: tl.constexpr,
+    ZEROED: tl.constexpr, OUTPUTS: tl.constexpr, COLUMNS: tl.constexpr, PADDED_OUTPUTS: tl.constexpr,
+    BLOCKS: tl.constexpr, BITS: tl.constexpr, EXPONENT_BITS: tl.constexpr, STRANDS: tl.constexpr, PLACES: tl.constexpr,
+    WIDTH: tl.constexpr, FULL: tl.constexpr, TOKENS: tl.constexpr, OUTPUT_TILE: tl.constexpr, SPLITS: tl.constexpr,
+    TOGETHER: tl.constexpr,
 ):  # fmt: skip
     """Packed weights (`layout.Strands`), made int8 in registers, from where the tensor cores take the left side.
 
-    x: int8 [tokens, BLOCKS · STRANDS · WIDTH]. Tiles are [outputs, tokens].
+    x: int8 [tokens, BLOCKS · STRANDS · WIDTH]. Tiles are [outputs, tokens]. FULL: whether tiles of tokens are.
+    SPLITS: see `tiling`.
     """
-    token_tile, output_tile = place(tl.program_id(0), token_tiles, (OUTPUTS + OUTPUT_TILE - 1) // OUTPUT_TILE, TOGETHER)
-    n = output_tile * OUTPUT_TILE + tl.arange(0, OUTPUT_TILE)[:, None]
-    m = token_tile * TOKENS + tl.arange(0, TOKENS)[None, :]
-    j = tl.arange(0, WIDTH)
     PADDED: tl.constexpr = BLOCKS * STRANDS * WIDTH
-    bytes_ = panel_bytes(weight, n, j[None, :], BLOCKS, PLACES, WIDTH)
-    inputs = x + m.to(tl.int64) * PADDED + j[:, None]
-    sums = tl.zeros([OUTPUT_TILE, TOKENS], tl.int32)
-    for block in range(BLOCKS):
-        at = bytes_ + block * (PLACES * 16 * WIDTH)
-        there = n < OUTPUTS
-        packed = tl.load(at, mask=there, other=0)
+    ROWS: tl.constexpr = SPLITS * OUTPUT_TILE
+    EVEN: tl.constexpr = BLOCKS % SPLITS == 0
+    ROWS_ARE_THERE: tl.constexpr = EVEN and PADDED_OUTPUTS % OUTPUT_TILE == 0
+    token_tile, output_tile = place(tl.program_id(0), token_tiles, (OUTPUTS + OUTPUT_TILE - 1) // OUTPUT_TILE, TOGETHER)
+    row = tl.arange(0, ROWS)[:, None]
+    n, row_block = output_tile * OUTPUT_TILE + row % OUTPUT_TILE, row // OUTPUT_TILE
+    column = tl.arange(0, SPLITS * TOKENS)[None, :]
+    m, column_block = token_tile * TOKENS + column % TOKENS, column // TOKENS
+    j = tl.arange(0, WIDTH)
+    bytes_ = panel_bytes(weight, n, j[None, :], BLOCKS, PLACES, WIDTH) + row_block * (PLACES * 16 * WIDTH)
+    inputs = x + m.to(tl.int64) * PADDED + column_block * (STRANDS * WIDTH) + j[:, None]
+    sums = tl.zeros([ROWS, SPLITS * TOKENS], tl.int32)
+    for turn in range((BLOCKS + SPLITS - 1) // SPLITS):
+        first = turn * SPLITS
+        row_there = (n < PADDED_OUTPUTS) & (first + row_block < BLOCKS)
+        column_there = (m < tokens) & (first + column_block < BLOCKS)
+        at = bytes_ + first * (PLACES * 16 * WIDTH)
+        packed = loaded(at, row_there, ROWS_ARE_THERE)
         second, third = packed, packed
         if PLACES == 3:
-            second = tl.load(at + 16 * WIDTH, mask=there, other=0)
-            third = tl.load(at + 32 * WIDTH, mask=there, other=0)
+            second = loaded(at + 16 * WIDTH, row_there, ROWS_ARE_THERE)
+            third = loaded(at + 32 * WIDTH, row_there, ROWS_ARE_THERE)
         for strand in tl.static_range(STRANDS):
-            right = tl.load(inputs + (block * STRANDS + strand) * WIDTH, mask=m < tokens, other=0)
+            right = loaded(inputs + (first * STRANDS + strand) * WIDTH, column_there, EVEN and FULL)
             left_side = values(packed, second, third, BITS, EXPONENT_BITS, strand)
             sums = tl.dot(left_side, right, sums, out_dtype=tl.int32)
+    n = output_tile * OUTPUT_TILE + tl.arange(0, OUTPUT_TILE)[:, None]
+    m = token_tile * TOKENS + tl.arange(0, TOKENS)[None, :]
     finish(
-        sums, m, n, y, factor, step, bias, offset, code_sums, weight_sums, zero_points, zero_point, tokens, ZEROED,
-        OUTPUTS, COLUMNS,
+        joined(sums, SPLITS, OUTPUT_TILE, TOKENS), m, n, y, factor, step, bias, offset, code_sums, weight_sums,
+        zero_points, zero_point, tokens, ZEROED, OUTPUTS, COLUMNS,
     )  # fmt: skip

@@ -1,0 +1,56 @@
+"""Tiles keep what the kernels need, and give a GPU enough to do."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from channelwise.runtime.gpu import tiles
+from channelwise.runtime.gpu.tiles import PackedShape, Tiles, candidates, tiles_of_digits, tiles_of_strands
+
+SHAPES = st.builds(
+    PackedShape,
+    st.integers(1, 40_000),
+    st.integers(1, 200),
+    st.sampled_from([64, 256, 512]),
+    st.sampled_from([32, 192]),
+)
+
+
+def holds(found: Tiles, tokens: int, places: int) -> None:
+    """What the kernels and the tensor cores ask of tiles with splits."""
+    assert found.splits * found.outputs == 16 * found.warps
+    assert all(number & (number - 1) == 0 for number in (found.outputs, found.tokens, found.splits, found.warps))
+    assert found.splits * found.tokens * places >= tiles.LEAST_COLUMNS
+    assert found.tokens < 2 * tokens
+    assert 1 <= found.warps <= 8
+
+
+@given(SHAPES, st.integers(1, 256), st.sampled_from([2, 4]), st.sampled_from([None, 16, 48, 128]))
+def test_of_weight_only_products(shape: PackedShape, tokens: int, places: int, group: int | None) -> None:
+    found = tiles_of_digits(tokens, shape, places, group)
+    holds(found, tokens, places)
+    assert group is None or group % found.outputs == 0
+
+
+@given(SHAPES, st.integers(1, tiles.FEW_TOKENS))
+def test_of_integer_products_of_few_tokens(shape: PackedShape, tokens: int) -> None:
+    holds(tiles_of_strands(tokens, shape), tokens, 1)
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 4, 8, 16, 32, 64])
+@pytest.mark.parametrize(("outputs", "columns"), [(4096, 4096), (11008, 4096), (4096, 11008), (8192, 28672)])
+def test_every_multiprocessor_has_warps_to_wait_with(outputs: int, columns: int, tokens: int) -> None:
+    found = tiles_of_digits(tokens, PackedShape(outputs, -(-columns // 256), 256, 128), 2, None)
+    programs = -(-outputs // found.outputs) * -(-tokens // found.tokens)
+    assert programs * found.warps >= 4 * tiles.MULTIPROCESSORS
+
+
+@pytest.mark.parametrize("kind", ["bytes", "strands", "digits"])
+def test_candidates_are_all_different(kind: str) -> None:
+    found = candidates(kind)
+    assert len(set(found)) == len(found) > 10
+
+
+def test_no_candidates_for_another_kind() -> None:
+    with pytest.raises(ValueError, match="bytes, strands and digits"):
+        candidates("quarks")
