@@ -110,11 +110,12 @@ def compiled(kernel: Any, given: dict[str, Any], options: dict[str, Any], progra
 
 
 def weights_of_a_turn(given: dict[str, Any]) -> int:
-    """How many weights a program meets in one turn of its loop; 0 of kernels that meet none."""
-    if "OUTPUT_TILE" not in given:
-        return 0
-    columns = given["DEPTH"] if "DEPTH" in given else given["STRANDS"] * given["WIDTH"]
-    return int(given["OUTPUT_TILE"] * given.get("SPLITS", 1) * columns)
+    """How many weights a program meets in one turn of its loop; 0 of kernels that have no turns."""
+    if "DEPTH" in given:
+        return int(given["OUTPUT_TILE"] * given["DEPTH"])
+    if "SPLITS" in given:
+        return int(given["OUTPUT_TILE"] * given["SPLITS"] * given["STRANDS"] * given["WIDTH"])
+    return 0
 
 
 def bytes_asked_for(given: dict[str, Any], options: dict[str, Any]) -> int:

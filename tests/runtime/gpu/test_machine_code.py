@@ -18,7 +18,7 @@ MANY = 2048
 def kernels() -> dict[str, dict[str, Any]]:
     """What `benchmarks/gpu/machine_code.py` tells, by kind, tokens and kernel. A process of its own: see there."""
     script = ROOT / "benchmarks/gpu/machine_code.py"
-    sizes = ("--tokens", f"1,{MANY}", "--outputs", "512", "--columns", "1024")
+    sizes = ("--tokens", f"1,16,{MANY}", "--outputs", "512", "--columns", "1024")
     done = subprocess.run(
         [sys.executable, script, "--kinds", KINDS, *sizes, "--json", "-"],
         capture_output=True,

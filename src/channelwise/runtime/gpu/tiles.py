@@ -17,10 +17,12 @@ WARPS_ASKED, WARPS_NEEDED = 16 * MULTIPROCESSORS, 4 * MULTIPROCESSORS
 WARP_OUTPUTS = 16
 """Rows that the tensor cores take from one warp."""
 
-MOST_SPLITS = 8
+MOST_SPLITS, FEW_COLUMNS = 8, 4
+"""Of a weight's columns; so many only where each has few columns of the tile, else registers run out."""
 
-SPLIT_COLUMNS = 64
-"""Columns of a tile that splits may fill: of eight splits one in eight is of use."""
+SPLIT_COLUMNS, TURN_BYTES = 64, 16 * 1024
+"""Columns of a tile that splits may fill: of eight splits one in eight is of use; bytes of inputs that a turn asks for,
+which are the second-level cache's."""
 
 LEAST_COLUMNS, SMALLEST_TOKENS = 8, 8
 """What the tensor cores multiply at once; tiles of tokens that are not made smaller."""
@@ -28,8 +30,8 @@ LEAST_COLUMNS, SMALLEST_TOKENS = 8, 8
 SHARED_BYTES = 72 * 1024
 """Of the memory of a multiprocessor, 227 KiB, for what a program has asked for: some programs share it."""
 
-LEAST_AHEAD, MOST_AHEAD = 2, 3
-"""Turns that a program asks for at a time."""
+LEAST_AHEAD, MOST_AHEAD, MOST_BYTES_AHEAD = 2, 3, 5
+"""Turns that a program asks for at a time; with weights of 8 bits, whose turns are small, more."""
 
 WARPS_TOGETHER = 4
 """That share the inputs of a program, at least."""
@@ -105,7 +107,8 @@ def _split_candidates(places: int) -> tuple[Tiles, ...]:
 def tiles_of_bytes(tokens: int, outputs: int) -> Tiles:
     """For products with weights of 8 bits."""
     if tokens <= FEW_TOKENS:
-        return Tiles(_narrow(outputs, 64), _power_of_two(tokens), 256, 4, 6)
+        size, wide, depth = _narrow(outputs, 64), _power_of_two(tokens), 256
+        return Tiles(size, wide, depth, 4, 1 + min(MOST_BYTES_AHEAD, SHARED_BYTES // (depth * (size + wide))))
     wide = -(-tokens // 128) * -(-outputs // 256)
     return Tiles(256, 128, 128, 8, 4) if wide >= 2 * MULTIPROCESSORS else Tiles(128, 128, 128, 8, 4)
 
@@ -133,11 +136,13 @@ def _split(tokens: int, places: int, shape: PackedShape, most_outputs: int | Non
 
     Where that is not enough, smaller tiles of tokens: others read the weight again, from the second-level cache.
     """
-    wide, rows = min(_power_of_two(tokens, 1), SPLIT_COLUMNS // places), -(-shape.outputs // WARP_OUTPUTS)
+    most_tokens = min(SPLIT_COLUMNS, TURN_BYTES // shape.columns) // places
+    wide, rows = min(_power_of_two(tokens, 1), most_tokens), -(-shape.outputs // WARP_OUTPUTS)
 
     def most_splits() -> int:
         # Two turns at least: what one turn asks for arrives while nothing else is to be done.
-        return min(MOST_SPLITS, SPLIT_COLUMNS // (wide * places), _power_of_two(shape.blocks, 1) // 2)
+        most = MOST_SPLITS if wide * places <= FEW_COLUMNS else MOST_SPLITS // 2
+        return min(most, most_tokens // wide, _power_of_two(shape.blocks, 1) // 2)
 
     while wide > SMALLEST_TOKENS and rows * most_splits() * -(-tokens // wide) < WARPS_NEEDED:
         wide //= 2
