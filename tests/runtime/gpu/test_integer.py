@@ -87,6 +87,16 @@ def test_tiles_do_not_change_sums(bits: int, tiles: Tiles) -> None:
     assert torch.equal(found.cpu().long(), codes[:, :256].long().cpu() @ values.t())
 
 
+@pytest.mark.parametrize("programs", [1, 2, 5])
+def test_programs_that_stay_compute_every_tile(programs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(3)
+    weight, values = weight_of(8, 0, 70, 256)
+    codes = codes_of(35, weight)
+    monkeypatch.setattr(integer, "MULTIPROCESSORS", programs)
+    found = integer_product(codes, weight, 0, None, tiles=Tiles(16, 16, staying=True))
+    assert torch.equal(found.cpu().long(), codes[:, :256].long().cpu() @ values.t())
+
+
 @pytest.mark.parametrize(("bits", "exponent_bits"), [kind for kind in KINDS if kind[0] < 8])
 @pytest.mark.parametrize("splits", [2, 4, 8])
 def test_columns_divided_among_warps_do_not_change_sums(bits: int, exponent_bits: int, splits: int) -> None:

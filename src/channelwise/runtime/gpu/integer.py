@@ -8,7 +8,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from channelwise.runtime.gpu.kernels import integer as kernels
 from channelwise.runtime.gpu.layout import PLACES, STRANDS, WIDTHS, Strands, pack_strands
-from channelwise.runtime.gpu.tiles import TOGETHER, Tiles, tiles_of_bytes, tiles_of_strands
+from channelwise.runtime.gpu.tiles import MULTIPROCESSORS, TOGETHER, Tiles, tiles_of_bytes, tiles_of_strands
 
 WHOLE_BYTE = 8
 
@@ -99,12 +99,13 @@ def _multiply_bytes(
     tiles = tiles or tiles_of_bytes(tokens, weight.outputs)
     depth = min(tiles.depth, PADDED_TO) if padded % tiles.depth else tiles.depth
     token_tiles = triton.cdiv(tokens, tiles.tokens)
-    kernels.product_of_bytes[(token_tiles * triton.cdiv(weight.outputs, tiles.outputs),)](
+    programs = token_tiles * triton.cdiv(weight.outputs, tiles.outputs)
+    kernels.product_of_bytes[(min(programs, MULTIPROCESSORS) if tiles.staying else programs,)](
         TensorDescriptor.from_tensor(codes, [tiles.tokens, depth]),
         TensorDescriptor.from_tensor(weight.data, [tiles.outputs, depth]),
         *shared, token_tiles, ZEROED=zeroed, OUTPUTS=weight.outputs, COLUMNS=weight.columns, PADDED=padded,
-        TOKENS=tiles.tokens, OUTPUT_TILE=tiles.outputs, DEPTH=depth, TOGETHER=TOGETHER, num_warps=tiles.warps,
-        num_stages=tiles.stages,
+        TOKENS=tiles.tokens, OUTPUT_TILE=tiles.outputs, DEPTH=depth, TOGETHER=TOGETHER, STAYING=tiles.staying,
+        num_warps=tiles.warps, num_stages=tiles.stages,
     )  # fmt: skip
 
 

@@ -1,6 +1,6 @@
 """Which part of a product one program computes, how many warps it has, and how far loads run ahead."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 MULTIPROCESSORS = 132
 """Of the GPUs that the choices below are made for (H100, H200): fewer programs leave some of them idle."""
@@ -33,7 +33,7 @@ SHARED_BYTES = 72 * 1024
 LEAST_AHEAD, MOST_AHEAD, MOST_BYTES_AHEAD = 2, 3, 5
 """Turns that a program asks for at a time; with weights of 8 bits, whose turns are small, more."""
 
-WARPS_TOGETHER = 4
+WARPS_TOGETHER, WARPS_OF_MANY = 4, 8
 """That share the inputs of a program, at least."""
 
 
@@ -41,7 +41,8 @@ WARPS_TOGETHER = 4
 class Tiles:
     """outputs, tokens: of a program's tile; depth: columns that are loaded together (8-bit weights only).
 
-    splits: of a weight's columns, among the warps of a program (not with 8-bit weights).
+    splits: of a weight's columns, among the warps of a program (not with 8-bit weights). staying: one program for each
+    multiprocessor computes tile after tile (8-bit weights only).
     """
 
     outputs: int
@@ -50,6 +51,7 @@ class Tiles:
     warps: int = 4
     stages: int = 3
     splits: int = 1
+    staying: bool = False
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ def candidates(kind: str) -> tuple[Tiles, ...]:
         ]
         shapes = ((128, 128), (256, 128), (128, 256), (256, 64))
         many = [Tiles(*shape, 128, warps, stages) for shape in shapes for warps in (4, 8) for stages in (3, 4)]
-        return (*few, *many)
+        return (*few, *many, *(replace(tiles, staying=True) for tiles in many if tiles.warps == WARPS_OF_MANY))
     if kind == "strands":
         many = [
             Tiles(outputs, tokens, 128, 8, stages)

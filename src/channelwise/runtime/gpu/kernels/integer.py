@@ -7,7 +7,7 @@ on both is taken off after the product, in whole numbers.
 import triton
 import triton.language as tl
 
-from channelwise.runtime.gpu.kernels.bits import values
+from channelwise.runtime.gpu.kernels.bits import INTERPRETED, values
 from channelwise.runtime.gpu.kernels.tiling import joined, loaded, panel_bytes
 
 
@@ -59,13 +59,13 @@ def finish(
 
 
 @triton.jit
-def product_of_bytes(
-    x, weight, y, factor, step, bias, offset, code_sums, weight_sums, zero_points, zero_point, tokens, token_tiles,
-    ZEROED: tl.constexpr, OUTPUTS: tl.constexpr, COLUMNS: tl.constexpr, PADDED: tl.constexpr, TOKENS: tl.constexpr,
-    OUTPUT_TILE: tl.constexpr, DEPTH: tl.constexpr, TOGETHER: tl.constexpr,
+def tile_of_bytes(
+    number, x, weight, y, factor, step, bias, offset, code_sums, weight_sums, zero_points, zero_point, tokens,
+    token_tiles, ZEROED: tl.constexpr, OUTPUTS: tl.constexpr, COLUMNS: tl.constexpr, PADDED: tl.constexpr,
+    TOKENS: tl.constexpr, OUTPUT_TILE: tl.constexpr, DEPTH: tl.constexpr, TOGETHER: tl.constexpr,
 ):  # fmt: skip
-    """Weights of 8 bits. x, weight: descriptors of int8 [tokens, PADDED] and [outputs, PADDED]."""
-    token_tile, output_tile = place(tl.program_id(0), token_tiles, (OUTPUTS + OUTPUT_TILE - 1) // OUTPUT_TILE, TOGETHER)
+    """One tile of `product_of_bytes`."""
+    token_tile, output_tile = place(number, token_tiles, (OUTPUTS + OUTPUT_TILE - 1) // OUTPUT_TILE, TOGETHER)
     first_token, first_output = token_tile * TOKENS, output_tile * OUTPUT_TILE
     sums = tl.zeros([TOKENS, OUTPUT_TILE], tl.int32)
     for column in range(0, PADDED, DEPTH):
@@ -78,6 +78,39 @@ def product_of_bytes(
         sums, m, n, y, factor, step, bias, offset, code_sums, weight_sums, zero_points, zero_point, tokens, ZEROED,
         OUTPUTS, COLUMNS,
     )  # fmt: skip
+
+
+@triton.jit
+def product_of_bytes(
+    x, weight, y, factor, step, bias, offset, code_sums, weight_sums, zero_points, zero_point, tokens, token_tiles,
+    ZEROED: tl.constexpr, OUTPUTS: tl.constexpr, COLUMNS: tl.constexpr, PADDED: tl.constexpr, TOKENS: tl.constexpr,
+    OUTPUT_TILE: tl.constexpr, DEPTH: tl.constexpr, TOGETHER: tl.constexpr, STAYING: tl.constexpr,
+):  # fmt: skip
+    """Weights of 8 bits. x, weight: descriptors of int8 [tokens, PADDED] and [outputs, PADDED].
+
+    STAYING: a program computes tile after tile, and asks for the next one's numbers while it finishes one.
+    """
+    tiles = token_tiles * ((OUTPUTS + OUTPUT_TILE - 1) // OUTPUT_TILE)
+    if not STAYING:
+        tile_of_bytes(
+            tl.program_id(0), x, weight, y, factor, step, bias, offset, code_sums, weight_sums, zero_points, zero_point,
+            tokens, token_tiles, ZEROED, OUTPUTS, COLUMNS, PADDED, TOKENS, OUTPUT_TILE, DEPTH, TOGETHER,
+        )  # fmt: skip
+    elif INTERPRETED:
+        # The interpreter has no ranges up to a number that is not known before, with the latest NumPy.
+        number = tl.program_id(0)
+        while number < tiles:
+            tile_of_bytes(
+                number, x, weight, y, factor, step, bias, offset, code_sums, weight_sums, zero_points, zero_point,
+                tokens, token_tiles, ZEROED, OUTPUTS, COLUMNS, PADDED, TOKENS, OUTPUT_TILE, DEPTH, TOGETHER,
+            )  # fmt: skip
+            number += tl.num_programs(0)
+    else:
+        for number in tl.range(tl.program_id(0), tiles, tl.num_programs(0), flatten=True):
+            tile_of_bytes(
+                number, x, weight, y, factor, step, bias, offset, code_sums, weight_sums, zero_points, zero_point,
+                tokens, token_tiles, ZEROED, OUTPUTS, COLUMNS, PADDED, TOKENS, OUTPUT_TILE, DEPTH, TOGETHER,
+            )  # fmt: skip
 
 
 @triton.jit
