@@ -26,10 +26,10 @@ def ratios(results: dict[str, Any]) -> dict[str, float]:
     return {name: entry["perplexity_ratio"] for name, entry in results["recipes"].items()}
 
 
-def opt_ratios(shared: Shared, model: str, recipes: list[str] | list[Recipe], samples: int = 64) -> dict[str, float]:
+def opt_ratios(shared: Shared, model: str, recipes: list[str] | list[Recipe], samples: int = 32) -> dict[str, float]:
     """In float32: in bfloat16, which these models are stored in, processors differ by 0.0006, as much as some bounds.
 
-    Half of the default's samples are enough where no Hessian is made of them.
+    A quarter of the default's samples is enough where no Hessian is made of them.
     """
     texts = shared("models/opt-8m")
     wide, tokenizer = load_model(shared(f"models/{model}"), torch.float32)
@@ -162,7 +162,7 @@ def test_opt_keeps_its_perplexity_at_4_3_and_2_bits_with_groups_in_the_better_di
 def test_outliers_everywhere_need_the_direction_at_3_and_2_bits(shared: Shared) -> None:
     """Aims were 1.055 for rtn-ada, measured 1.0554, and 1.045 at 2 bits, measured 1.0420: bounds leave some room."""
     names = ["rtn-w3g128", "gptq-w3g128", "rtn-ada-w3g128", "gptq-ada-w3g128", "gptq-ada-w2g128"]
-    ratio = opt_ratios(shared, "opt-8m-hard", names, samples=128)
+    ratio = opt_ratios(shared, "opt-8m-hard", names, samples=64)
     assert ratio["rtn-w3g128"] > 3
     assert ratio["rtn-ada-w3g128"] <= 1.06
     assert ratio["gptq-ada-w3g128"] <= 1.012 < ratio["gptq-w3g128"]

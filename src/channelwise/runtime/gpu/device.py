@@ -1,6 +1,7 @@
 """Where the GPU's kernels run."""
 
 import warnings
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from importlib.util import find_spec
 
@@ -15,6 +16,13 @@ def available(device: torch.device) -> bool:
     if device.type != "cuda" or torch.version.cuda is None:
         return False
     return torch.cuda.get_device_capability(device) >= FIRST_CAPABILITY and _triton_is_there()
+
+
+def on_device(device: torch.device) -> AbstractContextManager[object]:
+    """Where kernels are launched on tensors of this device: Triton looks for the current GPU, not for theirs."""
+    if device.type != "cuda" or device.index == torch.cuda.current_device():
+        return nullcontext()
+    return torch.cuda.device(device)
 
 
 @cache

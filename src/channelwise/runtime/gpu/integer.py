@@ -6,6 +6,7 @@ import torch
 import triton
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from channelwise.runtime.gpu.device import on_device
 from channelwise.runtime.gpu.kernels import integer as kernels
 from channelwise.runtime.gpu.layout import PLACES, STRANDS, WIDTHS, Strands, pack_strands
 from channelwise.runtime.gpu.tiles import MULTIPROCESSORS, TOGETHER, Tiles, tiles_of_bytes, tiles_of_strands
@@ -88,7 +89,8 @@ def integer_product(
     shared = (y, factor, step, bias, offset, code_sums, weight.sums, zero_points, zero, tokens)
     zeroed = zero_points is not None or zero != 0
     launch = _multiply_bytes if weight.bits == WHOLE_BYTE else _multiply_strands
-    launch(codes, weight, shared, zeroed, tiles)
+    with on_device(codes.device):
+        launch(codes, weight, shared, zeroed, tiles)
     return y
 
 

@@ -11,6 +11,7 @@ from channelwise.numerics.floats import lattice_unit
 from channelwise.numerics.grids import FloatGrid, Grid
 from channelwise.numerics.inputs import largest_code
 from channelwise.numerics.transform import ChannelTransform
+from channelwise.runtime.gpu.device import on_device
 from channelwise.runtime.gpu.kernels import quantize as kernels
 from channelwise.runtime.gpu.tiles import rounding_block
 from channelwise.runtime.scheme import is_asymmetric
@@ -91,10 +92,11 @@ def static_bytes(
     code_sums = torch.empty(tokens, dtype=torch.int32, device=x.device) if sums else None
     if tokens:
         block, warps = rounding_block(padded)
-        kernels.static_codes[(tokens,)](
-            x, vectors.multiplier, vectors.offset, vectors.gain, codes, code_sums, x.stride(0),
-            COLUMNS=columns, PADDED=padded, **_grid(grid), BLOCK=block, num_warps=warps, enable_fp_fusion=False,
-        )  # fmt: skip
+        with on_device(x.device):
+            kernels.static_codes[(tokens,)](
+                x, vectors.multiplier, vectors.offset, vectors.gain, codes, code_sums, x.stride(0),
+                COLUMNS=columns, PADDED=padded, **_grid(grid), BLOCK=block, num_warps=warps, enable_fp_fusion=False,
+            )  # fmt: skip
     return codes, code_sums
 
 
@@ -111,12 +113,12 @@ def token_bytes(x: torch.Tensor, transform: ChannelTransform, grid: Grid, padded
     span, unit = (grid.largest_value, lattice_unit(grid)) if isinstance(grid, FloatGrid) else (grid.highest, 1.0)
     if tokens:
         block, warps = rounding_block(padded)
-        kernels.token_codes[(tokens,)](
-            x, transform.shift, transform.scale, codes, code_sums, step, zero_points, x.stride(0),
-            COLUMNS=columns, PADDED=padded, SPAN=float(span),
-            UNIT=unit, **_grid(grid), BLOCK=block, num_warps=warps,
-            enable_fp_fusion=False,
-        )  # fmt: skip
+        with on_device(x.device):
+            kernels.token_codes[(tokens,)](
+                x, transform.shift, transform.scale, codes, code_sums, step, zero_points, x.stride(0),
+                COLUMNS=columns, PADDED=padded, SPAN=float(span), UNIT=unit, **_grid(grid), BLOCK=block,
+                num_warps=warps, enable_fp_fusion=False,
+            )  # fmt: skip
     return InputBytes(codes, code_sums, step, 0 if zero_points is None else zero_points)
 
 

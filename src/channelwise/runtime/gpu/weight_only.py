@@ -9,6 +9,7 @@ import triton
 from channelwise.numerics.granularity import Granularity
 from channelwise.numerics.quantizer import Parameters
 from channelwise.numerics.transform import ChannelTransform
+from channelwise.runtime.gpu.device import on_device
 from channelwise.runtime.gpu.kernels import weight_only as kernels
 from channelwise.runtime.gpu.layout import NARROWEST, PANEL_OUTPUTS, PLACES, STRANDS, Strands, pack_strands
 from channelwise.runtime.gpu.tiles import Tiles, tiles_of_digits
@@ -175,12 +176,13 @@ def input_digits(
     whole = torch.empty(groups, count, tokens, strands.padded_columns, dtype=torch.int8, device=x.device)
     step = torch.empty(groups, tokens, spans, dtype=torch.float32, device=x.device)
     weighed = torch.empty_like(step, dtype=torch.int32 if count == 2 else torch.float32)
-    kernels.whole_numbers[(spans, tokens, groups)](
-        x, transform.shift, transform.scale, weight.scale if weight.down else None,
-        weight.zero if weight.down else None, whole, step, weighed, tokens, x.stride(0), COLUMNS=strands.columns,
-        SPANS=spans, SPAN=weight.span, DIGITS=count, REACH=REACH[count], LARGEST=float(LARGEST_NUMBER[count]),
-        num_warps=1, enable_fp_fusion=False,
-    )  # fmt: skip
+    with on_device(x.device):
+        kernels.whole_numbers[(spans, tokens, groups)](
+            x, transform.shift, transform.scale, weight.scale if weight.down else None,
+            weight.zero if weight.down else None, whole, step, weighed, tokens, x.stride(0), COLUMNS=strands.columns,
+            SPANS=spans, SPAN=weight.span, DIGITS=count, REACH=REACH[count], LARGEST=float(LARGEST_NUMBER[count]),
+            num_warps=1, enable_fp_fusion=False,
+        )  # fmt: skip
     return InputDigits(x, whole, step, weighed, count)
 
 
@@ -201,12 +203,13 @@ def product_of_digits(
         places = 2 if inputs.count == 2 else 4
         tiles = tiles_of_digits(tokens, weight.strands.shape, places, weight.group if weight.down else None)
     grid = (triton.cdiv(outputs, tiles.outputs), triton.cdiv(tokens, tiles.tokens))
-    kernels.product_of_digits[grid](
-        inputs.digits, inputs.step, inputs.weighed, weight.strands.data, y, weight.scale, weight.zero, bias, tokens,
-        **_constants(weight), TOGETHER=weight.together, DIGITS=inputs.count, FULL=tokens % tiles.tokens == 0,
-        TOKENS=tiles.tokens, OUTPUT_TILE=tiles.outputs, SPLITS=tiles.splits, num_warps=tiles.warps,
-        num_stages=tiles.stages,
-    )  # fmt: skip
+    with on_device(y.device):
+        kernels.product_of_digits[grid](
+            inputs.digits, inputs.step, inputs.weighed, weight.strands.data, y, weight.scale, weight.zero, bias, tokens,
+            **_constants(weight), TOGETHER=weight.together, DIGITS=inputs.count, FULL=tokens % tiles.tokens == 0,
+            TOKENS=tiles.tokens, OUTPUT_TILE=tiles.outputs, SPLITS=tiles.splits, num_warps=tiles.warps,
+            num_stages=tiles.stages,
+        )  # fmt: skip
     return y
 
 
@@ -216,9 +219,10 @@ def weight_matrix(weight: NumberWeight, dtype: torch.dtype) -> torch.Tensor:
     matrix = torch.empty(outputs, columns, dtype=dtype, device=weight.strands.data.device)
     if matrix.numel():
         grid = (triton.cdiv(outputs, MATRIX_OUTPUTS), weight.strands.data.shape[1])
-        kernels.matrix[grid](
-            weight.strands.data, matrix, weight.scale, weight.zero, **_constants(weight), OUTPUT_TILE=MATRIX_OUTPUTS
-        )
+        with on_device(matrix.device):
+            kernels.matrix[grid](
+                weight.strands.data, matrix, weight.scale, weight.zero, **_constants(weight), OUTPUT_TILE=MATRIX_OUTPUTS
+            )
     return matrix
 
 
