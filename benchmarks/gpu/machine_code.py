@@ -6,9 +6,10 @@
 Layers are computed on the CPU up to each launch; in place of it the kernel is compiled for the arguments it was given,
 by Triton with the assembler it brings. Instructions are those of the loop around the tensor cores, once through;
 "per weight" is that number times the threads of a program over the weights that the program meets in a turn, so it says
-how much a multiprocessor has to issue for a weight that it reads. "warps" and "KB asked for" are those of a
-multiprocessor of an H200 while programs wait their turn, as far as registers, shared memory and the number of programs
-allow: KB of the weight that are on their way at a time. No time is measured.
+how much a multiprocessor has to issue for a weight that it reads; "half speed" are those among them that it computes
+for 64 threads a cycle instead of 128 (whole numbers and bits; CUDA programming guide, compute capability 9.0). "warps"
+and "KB asked for" are those of a multiprocessor of an H200 while programs wait their turn, as far as registers, shared
+memory and the number of programs allow: KB of the weight that are on their way at a time. No time is measured.
 """
 
 import argparse
@@ -49,8 +50,12 @@ POINTERS = {
 }  # fmt: skip
 OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
 TENSOR_CORES = ("IGMMA", "IMMA")
+HALF_SPEED = {
+    "LOP3", "SHF", "PRMT", "IADD3", "VIADD", "LEA", "ISETP", "SEL", "SGXT", "PLOP3", "I2FP", "IMNMX", "VIMNMX", "IMAD",
+    "IABS", "BMSK", "LOP",
+}  # fmt: skip
 HEADINGS = (
-    "kernel", "registers", "spilled bytes", "shared bytes", "tensor cores", "in the loop", "per weight", "warps",
+    "kernel", "registers", "spilled", "shared", "tensor cores", "in the loop", "per weight", "half speed", "warps",
     "KB asked for",
 )  # fmt: skip
 MULTIPROCESSORS = 132
@@ -89,7 +94,8 @@ def compiled(kernel: Any, given: dict[str, Any], options: dict[str, Any], progra
         usage = _output(TOOLS / "cuobjdump", "-res-usage", file.name)
         lines = _output(TOOLS / "nvdisasm", "-c", file.name).splitlines()
     registers, stack = re.findall(r"REG:(\d+) STACK:(\d+)", usage)[0]
-    loop, threads = len(main_loop(lines)), program.metadata.num_warps * THREADS_OF_A_WARP
+    instructions, threads = main_loop(lines), program.metadata.num_warps * THREADS_OF_A_WARP
+    loop = len(instructions)
     names = [name for line in lines if (name := instruction(line)) is not None]
     weights = weights_of_a_turn(given)
     warps = program.metadata.num_warps
@@ -104,6 +110,9 @@ def compiled(kernel: Any, given: dict[str, Any], options: dict[str, Any], progra
         "tensor_cores": {name: names.count(name) for name in TENSOR_CORES if name in names},
         "loop": loop,
         "per_weight": loop * threads / weights if weights and loop else None,
+        "half_speed": sum(name in HALF_SPEED for name in instructions) * threads / weights
+        if weights and loop
+        else None,
         "warps": together * warps,
         "asked": together * bytes_asked_for(given, options) if weights else None,
     }
@@ -208,11 +217,11 @@ def main() -> None:
         table.add_column(heading, justify="left" if heading == HEADINGS[0] else "right", no_wrap=True)
     for name, kernel in found.items():
         cores = ", ".join(f"{count} {core}" for core, count in kernel["tensor_cores"].items())
-        share = "" if kernel["per_weight"] is None else f"{kernel['per_weight']:.2f}"
+        shares = ("" if kernel[key] is None else f"{kernel[key]:.2f}" for key in ("per_weight", "half_speed"))
         numbers = (kernel["registers"], kernel["spilled"], kernel["shared"])
         asked_for = "" if kernel["asked"] is None else f"{kernel['asked'] / 1e3:.0f}"
         table.add_row(
-            name, *map(str, numbers), cores, str(kernel["loop"] or ""), share, str(kernel["warps"]), asked_for
+            name, *map(str, numbers), cores, str(kernel["loop"] or ""), *shares, str(kernel["warps"]), asked_for
         )
     Console(width=160).print(table)
 

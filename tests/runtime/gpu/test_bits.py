@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from channelwise.numerics.floats import lattice_unit
 from channelwise.numerics.grids import FloatGrid, grid_name
 from channelwise.runtime.gpu.kernels import bits
-from tests.runtime.gpu.ptx import run
+from tests.runtime.gpu.ptx import run, run_all
 
 words = st.integers(0, 2**32 - 1)
 
@@ -25,16 +25,18 @@ def test_cutting_takes_no_bit_of_a_neighbour(word: int, shift: int, mask: int) -
     assert bytes_of(run(bits._cut.fn(shift, mask), word)) == expected
 
 
+FOUR_CODES = st.lists(st.integers(0, 14), min_size=4, max_size=4)
 GRIDS = [FloatGrid(1, 2), FloatGrid(2, 1), FloatGrid(3, 0)]
 
 
 @pytest.mark.parametrize("grid", GRIDS, ids=grid_name)
-@given(codes=st.lists(st.integers(0, 14), min_size=4, max_size=4))
-def test_looking_up_gives_the_lattice_of_the_grid(grid: FloatGrid, codes: list[int]) -> None:
-    word = sum(code << (8 * place) for place, code in enumerate(codes))
-    found = bytes_of(run(_look_up(grid), word))
+@given(lower=FOUR_CODES, upper=FOUR_CODES)
+def test_looking_up_gives_the_lattice_of_the_grid(grid: FloatGrid, lower: list[int], upper: list[int]) -> None:
+    word = sum((low | high << 4) << (8 * place) for place, (low, high) in enumerate(zip(lower, upper, strict=True)))
     lattice = torch.cat([-grid.positive_values().flip(0), grid.positive_values()[1:]]) / lattice_unit(grid)
-    assert [value - 256 if value > 127 else value for value in found] == [int(lattice[code]) for code in codes]
+    for codes, found in zip((lower, upper), run_all(_look_up(grid), word, outputs=2), strict=True):
+        values = [value - 256 if value > 127 else value for value in bytes_of(found)]
+        assert values == [int(lattice[code]) for code in codes]
 
 
 def _look_up(grid: FloatGrid) -> str:

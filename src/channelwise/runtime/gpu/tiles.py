@@ -77,16 +77,11 @@ def candidates(kind: str) -> tuple[Tiles, ...]:
         few = [
             Tiles(outputs, tokens, 256, 4, stages) for outputs in (32, 64) for tokens in (16, 64) for stages in (4, 6)
         ]
-        shapes = ((128, 128), (256, 128), (128, 256), (256, 64))
-        many = [Tiles(*shape, 128, warps, stages) for shape in shapes for warps in (4, 8) for stages in (3, 4)]
+        shapes = ((128, 128, 4), (256, 64, 4), (128, 128, 8), (256, 64, 8), (256, 128, 8), (128, 256, 8))
+        many = [Tiles(outputs, wide, 128, warps, stages) for outputs, wide, warps in shapes for stages in (3, 4)]
         return (*few, *many, *(replace(tiles, staying=True) for tiles in many if tiles.warps == WARPS_OF_MANY))
     if kind == "strands":
-        many = [
-            Tiles(outputs, tokens, 128, 8, stages)
-            for outputs in (128, 256)
-            for tokens in (128, 256)
-            for stages in (2, 3, 4)
-        ]
+        many = [Tiles(*shape, 128, 8, stages) for shape in ((128, 128), (256, 128), (128, 256)) for stages in (2, 3, 4)]
         return (*_split_candidates(1), *many)
     if kind == "digits":
         return _split_candidates(2)
@@ -102,7 +97,7 @@ def _split_candidates(places: int) -> tuple[Tiles, ...]:
         for tokens in (1, 4, 16, 64)
         for stages in (3, 4)
         if WARPS_TOGETHER <= splits * outputs // WARP_OUTPUTS <= 2 * WARPS_TOGETHER
-        and LEAST_COLUMNS <= splits * tokens * places <= 2 * SPLIT_COLUMNS
+        and LEAST_COLUMNS <= splits * tokens * places <= SPLIT_COLUMNS
     )
 
 

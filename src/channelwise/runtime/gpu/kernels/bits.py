@@ -25,21 +25,26 @@ def _cut(shift, mask):
 
 @triton.constexpr_function
 def _look_up(exponent_bits, mantissa_bits):
-    """PTX: the whole numbers (int8) that four 4-bit codes in bytes stand for, signed indices from −7 plus 7.
+    """PTX: what the 4-bit codes in the lower and in the upper halves of four bytes stand for, int8.
 
-    The codes become the digits of a selector of prmt.b32, which picks bytes out of eight; bit 3 chooses between the
-    lower and the upper eight entries of the table.
+    Codes are signed indices from −7 plus 7. Those of either half become the digits of a selector of prmt.b32, which
+    picks bytes out of eight; bit 3 chooses between the lower and the upper eight entries of the table.
     """
     magnitudes = [_magnitude(index, exponent_bits, mantissa_bits) for index in range(8)]
     table = [-magnitudes[7 - code] for code in range(7)] + magnitudes + [0]
     words = [sum((table[4 * word + place] & 0xFF) << (8 * place) for place in range(4)) for word in range(4)]
+    either = 0xE4  # lop3.b32: bits of the first where the third has ones, of the second elsewhere
+    both = 0xEA  # (first & second) | third
+    names = ", ".join(f"w{place}" for place in range(4))
+    tables = " ".join(f"mov.b32 w{place}, {word:#x};" for place, word in enumerate(words))
     return (
-        "{ .reg .b32 a, b, s, low, high;"
-        " shr.u32 a, $1, 4; or.b32 a, a, $1; prmt.b32 s, a, 0, 0x4420;"  # one digit for each byte
-        " and.b32 a, s, 0x7777;"
-        f" mov.b32 b, {words[1]:#x}; mov.b32 low, {words[0]:#x}; prmt.b32 low, low, b, a;"
-        f" mov.b32 b, {words[3]:#x}; mov.b32 high, {words[2]:#x}; prmt.b32 high, high, b, a;"
-        " shr.u32 s, s, 1; and.b32 s, s, 0x4444; or.b32 s, s, 0x3210; prmt.b32 $0, low, high, s; }"
+        f"{{ .reg .b32 a, b, s, h, low, high, {names}; {tables}"
+        f" shr.u32 a, $2, 4; shr.u32 b, $2, 8; lop3.b32 s, $2, a, 0x000f000f, {either:#x};"
+        f" lop3.b32 a, a, b, 0x000f000f, {either:#x}; prmt.b32 s, s, a, 0x6420;"  # digits: lower halves, upper halves
+        f" shr.u32 h, s, 1; lop3.b32 h, h, 0x44444444, 0x32103210, {both:#x}; and.b32 s, s, 0x77777777;"
+        " prmt.b32 low, w0, w1, s; prmt.b32 high, w2, w3, s; prmt.b32 $0, low, high, h;"
+        " shr.u32 s, s, 16; shr.u32 h, h, 16;"
+        " prmt.b32 low, w0, w1, s; prmt.b32 high, w2, w3, s; prmt.b32 $1, low, high, h; }"
     )
 
 
@@ -67,16 +72,25 @@ def either(one, other):
 
 
 @triton.jit
-def looked_up(codes, EXPONENT_BITS: tl.constexpr, MANTISSA_BITS: tl.constexpr):
-    """The lattice values, int8, of 4-bit codes 0 … 14 of a floating-point grid, its signed indices plus 7."""
+def lattice_value(codes, EXPONENT_BITS: tl.constexpr, MANTISSA_BITS: tl.constexpr):
+    """What `_look_up` says of one half, for the interpreter."""
+    signed = codes.to(tl.int32) - 7
+    index = tl.abs(signed)
+    exponent = tl.maximum(index >> MANTISSA_BITS, 1)
+    magnitude = (index - ((exponent - 1) << MANTISSA_BITS)) << (exponent - 1)
+    return tl.where(signed < 0, -magnitude, magnitude).to(tl.int8)
+
+
+@triton.jit
+def looked_up(packed, EXPONENT_BITS: tl.constexpr, MANTISSA_BITS: tl.constexpr):
+    """The lattice values, int8, of two strands of 4-bit codes 0 … 14 of a floating-point grid, indices plus 7."""
     if INTERPRETED:
-        signed = codes.to(tl.int32) - 7
-        index = tl.abs(signed)
-        exponent = tl.maximum(index >> MANTISSA_BITS, 1)
-        magnitude = (index - ((exponent - 1) << MANTISSA_BITS)) << (exponent - 1)
-        return tl.where(signed < 0, -magnitude, magnitude).to(tl.int8)
+        return (
+            lattice_value(packed & 15, EXPONENT_BITS, MANTISSA_BITS),
+            lattice_value(packed >> 4, EXPONENT_BITS, MANTISSA_BITS),
+        )
     return tl.inline_asm_elementwise(
-        _look_up(EXPONENT_BITS, MANTISSA_BITS), "=r,r", [codes], dtype=tl.int8, is_pure=True, pack=4
+        _look_up(EXPONENT_BITS, MANTISSA_BITS), "=r,=r,r", [packed], dtype=(tl.int8, tl.int8), is_pure=True, pack=4
     )
 
 
@@ -111,7 +125,7 @@ def values(packed, second, third, BITS: tl.constexpr, EXPONENT_BITS: tl.constexp
     """The codes of a strand as int8, with 8 bits the values that the bytes are; looked up where a grid is given."""
     if BITS == 8:
         return packed
-    found = code(packed, second, third, BITS, STRAND)
     if EXPONENT_BITS > 0:
-        return looked_up(found, EXPONENT_BITS, BITS - 1 - EXPONENT_BITS)
-    return found.to(tl.int8, bitcast=True)
+        # Both strands at once; the compiler sees that it is the same for both.
+        return looked_up(packed, EXPONENT_BITS, BITS - 1 - EXPONENT_BITS)[STRAND]
+    return code(packed, second, third, BITS, STRAND).to(tl.int8, bitcast=True)
