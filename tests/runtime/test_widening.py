@@ -1,6 +1,7 @@
 """Products of 16-bit numbers in float32: the same up to one rounding, for the same calls, with the same gradients."""
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -118,6 +119,18 @@ def test_a_model_without_such_numbers_is_left_alone() -> None:
     with Seen() as seen, wide_products(torch.nn.Linear(2, 2)):
         functional.linear(x, weight)
     assert seen.dtypes == [torch.bfloat16]
+
+
+@pytest.mark.parametrize(("devices", "entered"), [(["cuda"], False), (["cuda", "meta"], True), (["cpu"], True)])
+def test_a_model_on_a_gpu_is_left_alone_unless_blocks_of_it_wait_elsewhere(devices: list[str], entered: bool) -> None:
+    class Placed:
+        def parameters(self) -> Any:
+            return [SimpleNamespace(dtype=torch.bfloat16, device=torch.device(device)) for device in devices]
+
+    modes = len(torch.overrides._get_current_function_mode_stack())
+    model: Any = Placed()
+    with wide_products(model):
+        assert len(torch.overrides._get_current_function_mode_stack()) - modes == entered
 
 
 def test_a_function_of_a_model_runs_within() -> None:

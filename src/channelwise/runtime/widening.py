@@ -33,10 +33,10 @@ def wide_products(model: nn.Module) -> Iterator[None]:
 
     Of tensors on the processor, in what this thread calls meanwhile: linear layers, matrix products, convolutions, and
     attention in float16. Results have the dtype that they would have without, gradients flow as before. Nothing
-    changes, and nothing takes longer, where the model has no parameters of such dtypes.
+    changes, and nothing takes longer, where the model has no parameters of such dtypes, or all of them on a GPU.
     """
     dtypes = without_instructions()
-    if dtypes.isdisjoint(parameter.dtype for parameter in model.parameters()):
+    if dtypes.isdisjoint(parameter.dtype for parameter in model.parameters() if parameter.device.type != "cuda"):
         yield
         return
     with _WideProducts(dtypes):
