@@ -2,16 +2,19 @@
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from torch._inductor.utils import run_and_get_code
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from channelwise.numerics.granularity import ROW, Granularity
 from channelwise.numerics.grids import FloatGrid, IntegerGrid
 from channelwise.runtime.gpu import device as gpu
 from channelwise.runtime.gpu.executions import Groups, Static, Token, WeightOnly
+from channelwise.runtime.gpu.operators import operators
 from channelwise.runtime.linear import QuantizedLinear
 from channelwise.runtime.scheme import InputScheme, WeightScheme
 from channelwise.runtime.settling import share_inputs
@@ -103,9 +106,34 @@ def test_compiled_layers_give_what_they_give_uncompiled(kind: str) -> None:
     layer = a_layer(kind)
     layer.keep_packed()
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager", dynamic=True)
-    for tokens in (1, 3):
+    for tokens in (1, 3, 150):
         x = inputs_for(layer, 2, tokens, dtype=torch.bfloat16)
         assert torch.equal(compiled(x), layer(x))
+
+
+def test_a_compiler_makes_the_codes_of_neighbours_one_kernel_with_the_norm_before_them() -> None:
+    class Neighbours(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.one, self.other = torch.nn.RMSNorm(70), a_layer("W8A8"), a_layer("W8A8")
+
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            normed = self.norm(x)
+            return self.one(normed), self.other(normed)
+
+    torch._dynamo.reset()
+    model = Neighbours().to("cuda" if torch.cuda.is_available() else "cpu")
+    model.one.keep_packed()
+    model.other.keep_packed()
+    with torch.no_grad():
+        x = inputs_for(model.one, 5)
+        found, (source, *others) = run_and_get_code(torch.compile(model, fullgraph=True), x)
+        expected = model(x)
+    assert not others
+    assert sum(source.count(f"= async_compile.{language}(") for language in ("cpp_pybinding", "cpp", "triton")) == 1
+    assert source.count("torch.ops.channelwise.gpu_integer_product.default(") == 2
+    for one, other in zip(found, expected, strict=True):
+        assert bool(((one - other).abs() <= 0.01 * other.abs().max()).all())
 
 
 @BY_KIND
@@ -116,15 +144,24 @@ def test_layers_that_are_not_prepared_are_prepared_outside_of_compiled_code(kind
     assert torch.equal(torch.compile(layer, backend="eager")(x), layer(x))
 
 
-@pytest.mark.parametrize("kind", ["W8A8", "W8A8 per token", "W3"])
-def test_the_operators_declare_what_they_do(kind: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "tokens", "name"),
+    [
+        ("W8A8", 5, "integer_product"),
+        ("W8A8 per token", 5, "integer_product"),
+        ("W3", 5, "product_of_digits"),
+        ("W3", 300, "weight_only"),
+        ("W4 down columns", 5, "weight_only"),
+    ],
+)
+def test_the_operators_declare_what_they_do(kind: str, tokens: int, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     torch._dynamo.reset()
     layer, seen = a_layer(kind), []
+    operator: Callable[..., torch.Tensor] = getattr(operators(), name)
+    wrapped = replace(operators(), **{name: lambda *arguments: seen.append(arguments) or operator(*arguments)})
+    monkeypatch.setattr("channelwise.runtime.gpu.executions.operators", lambda: wrapped)
     layer.keep_packed()
-    execution = layer._prepared[1]
-    operator: Callable[..., torch.Tensor] = execution.operator
-    object.__setattr__(execution, "operator", lambda *arguments: seen.append(arguments) or operator(*arguments))
-    torch.compile(layer, backend="eager")(inputs_for(layer, 5))
+    torch.compile(layer, backend="eager")(inputs_for(layer, tokens))
     torch.library.opcheck(operator, seen[0], test_utils=("test_schema", "test_faketensor"))
 
 

@@ -12,9 +12,10 @@ from channelwise.numerics.quantizer import Parameters
 from channelwise.numerics.transform import ChannelTransform
 from channelwise.runtime.encoding import StaticEncoder, TokenEncoder
 from channelwise.runtime.execution import Execution, LinearParts
+from channelwise.runtime.gpu import fusible
 from channelwise.runtime.gpu.integer import WHOLE_BYTE, IntegerWeight, integer_product, pack_integer
 from channelwise.runtime.gpu.layout import CONTAINERS
-from channelwise.runtime.gpu.operators import operators
+from channelwise.runtime.gpu.operators import Operators, operators
 from channelwise.runtime.gpu.quantize import (
     UNSIGNED_CENTRE,
     InputBytes,
@@ -36,7 +37,6 @@ from channelwise.runtime.gpu.weight_only import (
     weight_only_product,
 )
 from channelwise.runtime.products import MAX_COLUMNS
-from channelwise.runtime.scheme import grid_numbers
 from channelwise.runtime.sharing import SharesCodes
 from channelwise.runtime.tables import byte_table, largest_power
 
@@ -51,8 +51,8 @@ class Integer(SharesCodes):
     """Inputs in bytes with a packed weight: what both kinds have in common.
 
     factor: what the sums are multiplied with, float32 [outputs]. offset: what is taken off the weight's values, int32
-    [outputs], or None. table: with 8 bits, the value of every stored code. operator: the whole of it for compiled code,
-    which takes the inputs' grid as `numbers`. tiles: None for the usual ones.
+    [outputs], or None. table: with 8 bits, the value of every stored code. operator: the product for compiled code.
+    tiles: None for the usual ones.
     """
 
     weight: IntegerWeight
@@ -62,7 +62,6 @@ class Integer(SharesCodes):
     table: torch.Tensor
     grid: Grid
     operator: Any
-    numbers: list[int]
     tiles: Tiles | None = None
 
     @property
@@ -70,13 +69,23 @@ class Integer(SharesCodes):
         """What `tiles.candidates` calls the product."""
         return "bytes" if self.weight.bits == WHOLE_BYTE else "strands"
 
-    def compiled(self, x: torch.Tensor) -> torch.Tensor:
-        """The product for compiled code."""
+    def fusible_bytes_of(self, x: torch.Tensor) -> InputBytes:
+        """`bytes_of` in torch's own operations."""
         raise NotImplementedError
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """See `Execution`; in the dtype of x."""
-        return self.compiled(_rows(x)) if torch.compiler.is_compiling() else self.product(self.bytes_of(x), _dtype(x))
+        if not torch.compiler.is_compiling():
+            return self.product(self.bytes_of(x), _dtype(x))
+        weight, inputs = self.weight, self.fusible_bytes_of(x)
+        zero_points, zero_point = (None, inputs.zero_point)
+        if isinstance(inputs.zero_point, torch.Tensor):
+            zero_points, zero_point = inputs.zero_point, 0
+        y: torch.Tensor = self.operator(
+            inputs.codes, inputs.code_sums, inputs.step, zero_points, weight.data, weight.sums, self.factor, self.bias,
+            self.offset, weight.bits, weight.exponent_bits, weight.columns, zero_point, _dtype(x),
+        )  # fmt: skip
+        return y
 
     def product(self, inputs: InputBytes, dtype: torch.dtype) -> torch.Tensor:
         """The layer's output [tokens, outputs] for codes that are there already."""
@@ -121,14 +130,11 @@ class Static(Integer):
         )
         return InputBytes(codes, code_sums, None, self.zero_point)
 
-    def compiled(self, x: torch.Tensor) -> torch.Tensor:
+    def fusible_bytes_of(self, x: torch.Tensor) -> InputBytes:
         """See `Integer`."""
-        weight, inputs = self.weight, self.vectors
-        y: torch.Tensor = self.operator(
-            x, weight.data, weight.sums, self.factor, self.bias, self.offset, inputs.multiplier, inputs.offset,
-            inputs.gain, weight.bits, weight.exponent_bits, weight.columns, self.zero_point, self.numbers, x.dtype,
-        )  # fmt: skip
-        return y
+        return fusible.static_bytes(
+            x, self.vectors, self.grid, self.weight.padded_columns, self.zero_point, sums=self.offset is not None
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,25 +149,22 @@ class Token(Integer):
             _rows(x), self.transform, self.grid, self.weight.padded_columns, sums=self.offset is not None
         )
 
-    def compiled(self, x: torch.Tensor) -> torch.Tensor:
+    def fusible_bytes_of(self, x: torch.Tensor) -> InputBytes:
         """See `Integer`."""
-        weight = self.weight
-        y: torch.Tensor = self.operator(
-            x, weight.data, weight.sums, self.factor, self.bias, self.offset, self.transform.shift,
-            self.transform.scale, weight.bits, weight.exponent_bits, weight.columns, self.numbers, x.dtype,
-        )  # fmt: skip
-        return y
+        return fusible.token_bytes(
+            x, self.transform, self.grid, self.weight.padded_columns, sums=self.offset is not None
+        )
 
 
 @dataclass(frozen=True)
 class WeightOnly(SharesCodes):
-    """Floating-point inputs with a packed weight. table, tiles: see `Integer`. operator: for compiled code."""
+    """Floating-point inputs with a packed weight. table, tiles: see `Integer`. operators: for compiled code."""
 
     weight: NumberWeight
     bias: torch.Tensor | None
     transform: ChannelTransform
     table: torch.Tensor | None
-    operator: Any
+    operators: Operators
     tiles: Tiles | None = None
     kind: ClassVar[str] = "digits"
 
@@ -173,11 +176,19 @@ class WeightOnly(SharesCodes):
         """The layer's output [tokens, outputs] in `dtype`; digits: of an input, None for those of its dtype."""
         if not torch.compiler.is_compiling():
             return weight_only_product(x, self.weight, self.bias, self.transform, dtype, digits, self.tiles)
-        weight, strands = self.weight, self.weight.strands
-        y: torch.Tensor = self.operator(
-            x, strands.data, weight.scale, weight.zero, self.bias, self.transform.shift, self.transform.scale,
-            strands.bits, strands.outputs, strands.columns, weight.group, weight.down, weight.centre,
-            weight.exponent_bits, digits or DIGITS[x.dtype], dtype,
+        weight, strands, count = self.weight, self.weight.strands, digits or DIGITS[x.dtype]
+        y: torch.Tensor
+        if weight.down or x.shape[0] > weight.most_fused or x.shape[0] == 0:
+            y = self.operators.weight_only(
+                x, strands.data, weight.scale, weight.zero, self.bias, self.transform.shift, self.transform.scale,
+                strands.bits, strands.outputs, strands.columns, weight.group, weight.down, weight.centre,
+                weight.exponent_bits, count, dtype,
+            )  # fmt: skip
+            return y
+        inputs = fusible.input_digits(x, weight, self.transform, count)
+        y = self.operators.product_of_digits(
+            inputs.digits, inputs.step, inputs.weighed, strands.data, weight.scale, weight.zero, self.bias,
+            strands.bits, strands.outputs, strands.columns, weight.group, weight.centre, weight.exponent_bits, dtype,
         )  # fmt: skip
         return y
 
@@ -270,18 +281,16 @@ def _integer(parts: LinearParts, encoder: StaticEncoder | TokenEncoder) -> Integ
         "offset": offset,
         "table": table.to(parts.packed.device),
         "grid": encoder.grid,
-        "numbers": grid_numbers(encoder.grid),
+        "operator": operators().integer_product,
     }
     if isinstance(encoder, TokenEncoder):
-        operator = operators().token_product
-        return Token(factor=scale.float(), transform=encoder.transform, operator=operator, **common)
+        return Token(factor=scale.float(), transform=encoder.transform, **common)
     exponent = 0 if parts.input_exponent is None else int(parts.input_exponent.max())
     zero_point = 0 if encoder.zero_point is None else int(encoder.zero_point) - UNSIGNED_CENTRE
     return Static(
         factor=(scale * encoder.step.double() * 2.0**-exponent).float(),
         vectors=static_vectors_of(columns, encoder.multiplier, encoder.offset, encoder.grid, parts.input_exponent),
         zero_point=zero_point,
-        operator=operators().static_product,
         **common,
     )
 
@@ -328,9 +337,7 @@ def _weight_only(parts: LinearParts) -> WeightOnly | None:
     packed = pack_numbers(stored, bits, parameters, weights.granularity, centre, exponent_bits)
     if packed is None:
         return None
-    return WeightOnly(
-        packed, parts.bias, parts.transform, table if bits == WHOLE_BYTE else None, operators().weight_only
-    )
+    return WeightOnly(packed, parts.bias, parts.transform, table if bits == WHOLE_BYTE else None, operators())
 
 
 def _groups(parts: LinearParts, encoder: StaticEncoder | TokenEncoder) -> Groups | None:

@@ -60,6 +60,11 @@ class NumberWeight:
     exponent_bits: int
 
     @property
+    def most_fused(self) -> int:
+        """Up to so many tokens meet codes; for more the weight is made a matrix."""
+        return MOST_FUSED_DOWN if self.down else MOST_FUSED
+
+    @property
     def together(self) -> int:
         """Strands of a span: those whose sums are scaled together."""
         strands = STRANDS[self.strands.bits]
@@ -73,14 +78,15 @@ class NumberWeight:
 
 @dataclass(frozen=True)
 class InputDigits:
-    """Inputs x [tokens, columns], and as whole numbers, unless there are so many that the weight is made a matrix.
+    """Inputs as whole numbers; or, where there are so many that the weight is made a matrix, x [tokens, columns] alone.
 
     digits: int8 [groups, count, tokens, padded columns], the highest first; step: float32 [groups, tokens, spans], the
     value of 1; weighed: their sums over spans, of the same shape, down columns weighed by zero points, of two digits
     int32, else float32. groups: 1, or down columns those of outputs.
     """
 
-    x: torch.Tensor
+    tokens: int
+    x: torch.Tensor | None
     digits: torch.Tensor | None
     step: torch.Tensor | None
     weighed: torch.Tensor | None
@@ -167,10 +173,10 @@ def input_digits(
     """
     tokens, strands = x.shape[0], weight.strands
     if fused is None:
-        fused = tokens <= (MOST_FUSED_DOWN if weight.down else MOST_FUSED)
+        fused = tokens <= weight.most_fused
     count = digits or DIGITS[x.dtype]
     if not fused or x.numel() == 0:
-        return InputDigits(x, None, None, None, count)
+        return InputDigits(tokens, x, None, None, None, count)
     groups = len(weight.scale) if weight.down else 1
     spans = strands.padded_columns // weight.span
     whole = torch.empty(groups, count, tokens, strands.padded_columns, dtype=torch.int8, device=x.device)
@@ -183,7 +189,7 @@ def input_digits(
             SPANS=spans, SPAN=weight.span, DIGITS=count, REACH=REACH[count], LARGEST=float(LARGEST_NUMBER[count]),
             num_warps=1, enable_fp_fusion=False,
         )  # fmt: skip
-    return InputDigits(x, whole, step, weighed, count)
+    return InputDigits(tokens, None, whole, step, weighed, count)
 
 
 def product_of_digits(
@@ -195,10 +201,11 @@ def product_of_digits(
     tiles: Tiles | None = None,
 ) -> torch.Tensor:
     """`weight_only_product` of inputs that are whole numbers already, or of many that meet a matrix."""
-    tokens, outputs = inputs.x.shape[0], weight.strands.outputs
-    if inputs.digits is None:
+    if inputs.x is not None:
         return _through_matrix(inputs.x, weight, bias, transform, dtype)
-    y = torch.empty(tokens, outputs, dtype=dtype, device=inputs.x.device)
+    assert inputs.digits is not None
+    tokens, outputs = inputs.tokens, weight.strands.outputs
+    y = torch.empty(tokens, outputs, dtype=dtype, device=inputs.digits.device)
     if tiles is None:
         places = 2 if inputs.count == 2 else 4
         tiles = tiles_of_digits(tokens, weight.strands.shape, places, weight.group if weight.down else None)
