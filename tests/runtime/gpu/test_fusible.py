@@ -86,13 +86,16 @@ def test_digits(
     execution = execution_of(layer_of(16, columns, WeightScheme(IntegerGrid(bits), granularity), None))
     assert isinstance(execution, WeightOnly)
     transform, x = transform_of(columns, has), inputs_of((5, columns), dtype)
-    x[2], x[3, 0] = 0.0, 30_000.0
+    # The largest of a binade that 16 bits hold: with the step of the others its number would not fit the digits.
+    x[2], x[3, 0], x[4] = 0.0, 32_640.0, 32_640.0
     expected = input_digits(x, execution.weight, transform, count)
     found = fusible.input_digits(x, execution.weight, transform, count)
     assert (found.tokens, found.x, found.count) == (expected.tokens, expected.x, expected.count)
     for name in ("digits", "step"):
         assert torch.equal(getattr(found, name), getattr(expected, name)), name
     assert found.weighed.dtype == expected.weighed.dtype
-    # Of three digits they are sums in float32 of numbers up to 2^22, in an order of each one's own.
-    rounding = 0 if count == 2 else 2.0**-24 * execution.weight.span * 2**22
+    # Of three digits they are sums in float32 of numbers up to 2^22, each in its own order: two times at most as
+    # many roundings as there are numbers, each of the sum of magnitudes.
+    span = execution.weight.span
+    rounding = 0 if count == 2 else 2 * span * 2.0**-24 * span * 2**22
     assert bool(((found.weighed.double() - expected.weighed.double()).abs() <= rounding).all())

@@ -92,6 +92,14 @@ def test_an_input_of_zeros_and_outliers_keeps_its_zeros() -> None:
         assert bool(((y[token] - expected).abs() <= 2.0**-21 * expected.abs()).all())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_largest_numbers_of_a_binade_fit_their_digits(dtype: torch.dtype) -> None:
+    layer = layer_of(30, 256, WeightScheme(IntegerGrid(4), ROW), None, bias=False)
+    x = torch.randn(4, 256)
+    x[:, 3] = 4 * (2.0 - torch.finfo(dtype).eps)
+    assert_equals_definition(layer, x.to(dtype))
+
+
 @pytest.mark.parametrize("size", [8, 24, 40, 64, 96])
 def test_groups_that_fit_no_strands_have_no_kernel(size: int) -> None:
     weights = WeightScheme(IntegerGrid(4), Granularity("row_group", size))
