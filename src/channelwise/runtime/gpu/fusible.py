@@ -21,7 +21,7 @@ SMALLEST_STEP = 2.0**-126
 def static_bytes(
     x: torch.Tensor, vectors: StaticVectors, grid: Grid, padded: int, zero_point: int, *, sums: bool
 ) -> InputBytes:
-    """See `quantize.static_bytes`."""
+    """See `quantize.static_bytes`; zero_point: of the bytes, for all tokens."""
     codes = static_codes(x, vectors.multiplier, vectors.offset, grid)
     if vectors.gain is not None:
         # The gain has the grid's unit in it, which these codes count already.

@@ -10,7 +10,6 @@ TOGETHER = 8
 
 LARGEST_ROUNDING_BLOCK = 8192
 
-
 WARPS_ASKED, WARPS_NEEDED = 16 * MULTIPROCESSORS, 4 * MULTIPROCESSORS
 """Of products that read memory more than they compute: with few, a multiprocessor waits for what it has asked for."""
 
@@ -21,8 +20,8 @@ MOST_SPLITS, FEW_COLUMNS = 8, 4
 """Of a weight's columns; so many only where each has few columns of the tile, else registers run out."""
 
 SPLIT_COLUMNS, TURN_BYTES = 64, 16 * 1024
-"""Columns of a tile that splits may fill: of eight splits one in eight is of use; bytes of inputs that a turn asks for,
-which are the second-level cache's."""
+"""Columns of a tile that tokens and splits may fill, and bytes of inputs that a turn may ask for: both cost what they
+take, and of eight splits one column in eight is of use."""
 
 LEAST_COLUMNS, SMALLEST_TOKENS = 8, 8
 """What the tensor cores multiply at once; tiles of tokens that are not made smaller."""
@@ -34,7 +33,7 @@ LEAST_AHEAD, MOST_AHEAD, MOST_BYTES_AHEAD = 2, 3, 5
 """Turns that a program asks for at a time; with weights of 8 bits, whose turns are small, more."""
 
 WARPS_TOGETHER, WARPS_OF_MANY = 4, 8
-"""That share the inputs of a program, at least."""
+"""Of a program: at least, so that they share its inputs; and for many tokens, where programs stay."""
 
 
 @dataclass(frozen=True)
@@ -56,16 +55,16 @@ class Tiles:
 
 @dataclass(frozen=True)
 class PackedShape:
-    """Of a packed weight: outputs, and how many blocks a row has, with how many columns in how many bytes."""
+    """Of a packed weight: outputs, blocks of a row, and the columns of a block and their bytes (`layout.Strands`)."""
 
     outputs: int
     blocks: int
-    columns: int
-    bytes: int
+    block_columns: int
+    block_bytes: int
 
 
 FEW_TOKENS = 64
-"""Up to so many tokens a product reads memory more than it computes, and one tile holds them all."""
+"""Up to so many tokens a product reads memory more than it computes."""
 
 
 def candidates(kind: str) -> tuple[Tiles, ...]:
@@ -93,7 +92,7 @@ def _split_candidates(places: int) -> tuple[Tiles, ...]:
     return tuple(
         Tiles(outputs, tokens, 128, splits * outputs // WARP_OUTPUTS, stages, splits)
         for outputs in (16, 32, 64)
-        for splits in (1, 2, 4, 8, 16)
+        for splits in (1, 2, 4, 8)
         for tokens in (1, 4, 16, 64)
         for stages in (3, 4)
         if WARPS_TOGETHER <= splits * outputs // WARP_OUTPUTS <= 2 * WARPS_TOGETHER
@@ -133,7 +132,7 @@ def _split(tokens: int, places: int, shape: PackedShape, most_outputs: int | Non
 
     Where that is not enough, smaller tiles of tokens: others read the weight again, from the second-level cache.
     """
-    most_tokens = min(SPLIT_COLUMNS, TURN_BYTES // shape.columns) // places
+    most_tokens = min(SPLIT_COLUMNS, TURN_BYTES // shape.block_columns) // places
     wide, rows = min(_power_of_two(tokens, 1), most_tokens), -(-shape.outputs // WARP_OUTPUTS)
 
     def most_splits() -> int:
@@ -148,7 +147,7 @@ def _split(tokens: int, places: int, shape: PackedShape, most_outputs: int | Non
         splits *= 2
     size = max(WARP_OUTPUTS, WARPS_TOGETHER * WARP_OUTPUTS // splits)
     size = size if most_outputs is None else min(size, most_outputs)
-    turn = splits * (size * shape.bytes + wide * places * shape.columns)
+    turn = splits * (size * shape.block_bytes + wide * places * shape.block_columns)
     ahead = min(MOST_AHEAD, max(LEAST_AHEAD, SHARED_BYTES // turn))
     return Tiles(size, wide, 128, max(1, splits * size // WARP_OUTPUTS), 1 + ahead, splits)
 

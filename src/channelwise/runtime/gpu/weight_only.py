@@ -30,6 +30,9 @@ LARGEST_NUMBER = {2: 127 * 257, 3: 2**22}
 REACH = {2: 14, 3: 21}
 """By digits: how many binary places below that of the largest input the step lies."""
 
+DIGIT_COLUMNS = {2: 2, 3: 4}
+"""By digits: columns of a tile for those of one input, a power of two."""
+
 MATRIX_OUTPUTS = 64
 
 WHOLE = 2**30
@@ -82,7 +85,7 @@ class InputDigits:
 
     digits: int8 [groups, count, tokens, padded columns], the highest first; step: float32 [groups, tokens, spans], the
     value of 1; weighed: their sums over spans, of the same shape, down columns weighed by zero points, of two digits
-    int32, else float32. groups: 1, or down columns those of outputs.
+    int32, else float32. groups: 1, or down columns those of outputs. count: digits of a number, 2 or 3.
     """
 
     tokens: int
@@ -207,15 +210,15 @@ def product_of_digits(
     tokens, outputs = inputs.tokens, weight.strands.outputs
     y = torch.empty(tokens, outputs, dtype=dtype, device=inputs.digits.device)
     if tiles is None:
-        places = 2 if inputs.count == 2 else 4
-        tiles = tiles_of_digits(tokens, weight.strands.shape, places, weight.group if weight.down else None)
+        group = weight.group if weight.down else None
+        tiles = tiles_of_digits(tokens, weight.strands.shape, DIGIT_COLUMNS[inputs.count], group)
     grid = (triton.cdiv(outputs, tiles.outputs), triton.cdiv(tokens, tiles.tokens))
     with on_device(y.device):
         kernels.product_of_digits[grid](
             inputs.digits, inputs.step, inputs.weighed, weight.strands.data, y, weight.scale, weight.zero, bias, tokens,
-            **_constants(weight), TOGETHER=weight.together, DIGITS=inputs.count, FULL=tokens % tiles.tokens == 0,
-            TOKENS=tiles.tokens, OUTPUT_TILE=tiles.outputs, SPLITS=tiles.splits, num_warps=tiles.warps,
-            num_stages=tiles.stages,
+            **_constants(weight), TOGETHER=weight.together, DIGITS=inputs.count,
+            DIGIT_COLUMNS=DIGIT_COLUMNS[inputs.count], FULL=tokens % tiles.tokens == 0, TOKENS=tiles.tokens,
+            OUTPUT_TILE=tiles.outputs, SPLITS=tiles.splits, num_warps=tiles.warps, num_stages=tiles.stages,
         )  # fmt: skip
     return y
 

@@ -74,31 +74,31 @@ def product_of_digits(
     OUTPUTS: tl.constexpr, PADDED_OUTPUTS: tl.constexpr, COLUMNS: tl.constexpr, BLOCKS: tl.constexpr,
     BITS: tl.constexpr, EXPONENT_BITS: tl.constexpr, CENTRE: tl.constexpr, GROUP: tl.constexpr, DOWN: tl.constexpr,
     STRANDS: tl.constexpr, PLACES: tl.constexpr, WIDTH: tl.constexpr, TOGETHER: tl.constexpr, DIGITS: tl.constexpr,
-    FULL: tl.constexpr, TOKENS: tl.constexpr, OUTPUT_TILE: tl.constexpr, SPLITS: tl.constexpr,
+    DIGIT_COLUMNS: tl.constexpr, FULL: tl.constexpr, TOKENS: tl.constexpr, OUTPUT_TILE: tl.constexpr,
+    SPLITS: tl.constexpr,
 ):  # fmt: skip
     """A tile [outputs, tokens] of x · Ŵᵀ + bias, Ŵ = (code − zero) · scale, with x from `whole_numbers`.
 
     CENTRE: what is taken off codes without zero points. DOWN: GROUP outputs share the scales and zero points of
     columns, which are in the numbers already; otherwise GROUP columns share those of an output, [groups,
-    PADDED_OUTPUTS]. TOGETHER: strands of a span. FULL: whether tiles of tokens are. SPLITS: see `tiling`.
+    PADDED_OUTPUTS]. TOGETHER: strands of a span. DIGIT_COLUMNS: of an input's digits, zeros before three. FULL: whether
+    tiles of tokens are. SPLITS: see `tiling`.
     """
     PARTS: tl.constexpr = STRANDS // TOGETHER
     SPAN: tl.constexpr = TOGETHER * WIDTH
     PADDED: tl.constexpr = BLOCKS * STRANDS * WIDTH
     ROWS: tl.constexpr = SPLITS * OUTPUT_TILE
     PAIRS: tl.constexpr = SPLITS * TOKENS
-    # Three digits have a place of zeros before them.
-    PLACES_OF_DIGITS: tl.constexpr = 2 if DIGITS == 2 else 4
     EVEN: tl.constexpr = BLOCKS % SPLITS == 0
     ROWS_ARE_THERE: tl.constexpr = EVEN and PADDED_OUTPUTS % OUTPUT_TILE == 0
     row = tl.arange(0, ROWS)[:, None]
     n, row_block = tl.program_id(0) * OUTPUT_TILE + row % OUTPUT_TILE, row // OUTPUT_TILE
     pair = tl.arange(0, PAIRS)[None, :]
     pair_m, pair_block = tl.program_id(1) * TOKENS + pair % TOKENS, pair // TOKENS
-    column = tl.arange(0, PAIRS * PLACES_OF_DIGITS)[None, :]
-    digit = column % PLACES_OF_DIGITS - (PLACES_OF_DIGITS - DIGITS)
-    m = tl.program_id(1) * TOKENS + column // PLACES_OF_DIGITS % TOKENS
-    column_block = column // (PLACES_OF_DIGITS * TOKENS)
+    column = tl.arange(0, PAIRS * DIGIT_COLUMNS)[None, :]
+    digit = column % DIGIT_COLUMNS - (DIGIT_COLUMNS - DIGITS)
+    m = tl.program_id(1) * TOKENS + column // DIGIT_COLUMNS % TOKENS
+    column_block = column // (DIGIT_COLUMNS * TOKENS)
     j = tl.arange(0, WIDTH)
     own = 0
     if DOWN:
@@ -131,7 +131,7 @@ def product_of_digits(
             second = loaded(at + 16 * WIDTH, row_there, ROWS_ARE_THERE)
             third = loaded(at + 32 * WIDTH, row_there, ROWS_ARE_THERE)
         for part in tl.static_range(PARTS):
-            sums = tl.zeros([ROWS, PAIRS * PLACES_OF_DIGITS], tl.int32)
+            sums = tl.zeros([ROWS, PAIRS * DIGIT_COLUMNS], tl.int32)
             for strand in tl.static_range(TOGETHER):
                 right = loaded(
                     inputs + (first * STRANDS + part * TOGETHER + strand) * WIDTH, column_there,
