@@ -7,22 +7,17 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from channelwise.engine.evaluator import CLIPS, SiteEvaluator, loss_dependents, with_searched_clip
 from channelwise.engine.plan import InputPlan, Plan, SitePlan, WeightPlan
 from channelwise.engine.quantize import plain_input, plain_layer, quantize_linear
 from channelwise.engine.walk import quantize_model
 from channelwise.errors import InputError, NumericalError
 from channelwise.methods import NoTransform, OutlierSuppressionPlus, OutlierTune
-from channelwise.methods.site import Candidate, ChannelStatistics
-from channelwise.model.blocks import find_blocks
-from channelwise.model.calls import capture_calls
-from channelwise.model.sites import discover_sites
+from channelwise.methods.site import ChannelStatistics
 from channelwise.numerics.granularity import ROW, Granularity
 from channelwise.numerics.grids import IntegerGrid
 from channelwise.numerics.transform import ChannelTransform
 from channelwise.runtime.linear import QuantizedLinear
 from channelwise.runtime.scheme import InputScheme, WeightScheme
-from tests.methods.sites import outlier_site
 
 IDS = torch.randint(64, (8, 24), generator=torch.Generator().manual_seed(0))
 BATCHES = [{"input_ids": IDS[:4]}, {"input_ids": IDS[4:]}]
@@ -162,68 +157,6 @@ def test_progress_names_every_block() -> None:
     told: list[tuple[str, int, int]] = []
     quantize_model(tiny_llama(), BATCHES, plan(), progress=lambda *event: told.append(event))
     assert [(label, done) for label, done, _ in told][1:] == [("block 1 of 2", 0), ("block 2 of 2", 1), ("done", 2)]
-
-
-def evaluator(name: str, inputs: InputPlan | None) -> SiteEvaluator:
-    model = tiny_llama()
-    block = model.model.layers[0]
-    call = capture_calls(model, find_blocks(model), BATCHES[:1])[0][0]
-    site = next(site for site in discover_sites(block, call) if site.name == name)
-    low, high = torch.full((site.channels,), -40.0), torch.full((site.channels,), 40.0)
-    return SiteEvaluator(
-        block, site, ChannelStatistics(low, high, low + high, 1), [lambda: call.run(block)],
-        WeightPlan((IntegerGrid(8),), ROW), inputs, loss_dependents(site),
-    )  # fmt: skip
-
-
-def test_the_loss_of_q_k_v_is_measured_behind_the_attention() -> None:
-    q = evaluator("self_attn.q_proj", None)
-    assert q.dependents == ("self_attn.o_proj",)
-    assert evaluator("mlp.gate_proj", None).dependents == ("mlp.down_proj",)
-    assert evaluator("mlp.down_proj", None).dependents == ()
-    with torch.no_grad():
-        # A scale on all key channels alike changes q·k only by weight rounding, v not at all: the loss stays small,
-        # where coarse inputs change what attention gives.
-        fine = q.loss(ChannelTransform())
-        coarse = evaluator("self_attn.q_proj", InputPlan((IntegerGrid(3),), "token")).loss(ChannelTransform())
-    assert 0 < fine < coarse
-
-
-@pytest.mark.parametrize("name", ["self_attn.q_proj", "mlp.down_proj"])
-def test_losses_that_are_asked_together_are_those_asked_one_by_one(name: str) -> None:
-    site = evaluator(name, InputPlan((IntegerGrid(4),), "static"))
-    channels = site.site.channels
-    candidates = [Candidate(ChannelTransform(scale=torch.linspace(1, s, channels)), 1 / s) for s in (1, 2, 3)]
-    with torch.no_grad():
-        together = site.losses(candidates)
-        assert together == [site.loss(candidate.transform, candidate.clip) for candidate in candidates]
-        assert len(set(together)) == 3
-        assert site.losses([]) == []
-
-
-def test_the_loss_of_a_single_layer_is_that_of_its_output() -> None:
-    down = evaluator("mlp.down_proj", InputPlan((IntegerGrid(6),), "token"))
-    transform = ChannelTransform()
-    with torch.no_grad():
-        loss = down.loss(transform)
-        layer = down.block.mlp.down_proj
-        x, targets = down._targets[0].x, down._targets[0].seen
-        exact = torch.nn.functional.linear(x.float(), layer.weight)
-        given = torch.nn.functional.linear(
-            down._quantized_input(transform, x, 1.0), down._quantized_weight(transform, layer.weight)
-        )
-    assert torch.equal(targets[0], exact)
-    assert loss == pytest.approx(float((given - exact).square().sum(dim=-1).mean()), rel=1e-5)
-
-
-def test_a_searched_clip_never_raises_the_loss_and_pays_under_a_rare_large_token() -> None:
-    site = outlier_site(0, grid=IntegerGrid(4))
-    site.x[0, 0] *= 3
-    choice = NoTransform().choose(site)
-    clipped = with_searched_clip(choice, site)
-    assert clipped.notes["loss"] == min(site.loss(choice.transform, clip) for clip in CLIPS)
-    assert clipped.clip < 1
-    assert clipped.notes["loss"] < site.loss(choice.transform)
 
 
 def test_a_clip_shortens_the_step_and_saturates_what_is_beyond() -> None:

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.functional import linear as apply_linear
 
 from channelwise.engine.hooks import captured_call, run_until_seen, stand_ins
+from channelwise.engine.layer_outputs import LayerOutputs, product
 from channelwise.engine.plan import InputPlan, WeightPlan
 from channelwise.engine.sampling import TokenSampler
 from channelwise.engine.world import ALONE, World
@@ -21,15 +21,12 @@ from channelwise.methods.site import (
     Importance,
     LayerChoice,
     SiteView,
-    input_step,
 )
-from channelwise.model.linears import bias_vector, weight_matrix
+from channelwise.model.linears import weight_matrix
 from channelwise.model.sites import Site
 from channelwise.numerics.grids import Grid
-from channelwise.numerics.quantizer import fake_quantize, parameters_of
 from channelwise.numerics.transform import ChannelTransform
-from channelwise.runtime.encoding import encoder_of
-from channelwise.runtime.widening import WIDENED, wide_products
+from channelwise.runtime.widening import wide_products
 
 CLIPS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.6, 0.5, 0.4)
 """Shares of the calibration range that a searched clip tries."""
@@ -138,12 +135,10 @@ class SiteEvaluator:
 
     def _errors(self, candidate: Candidate) -> list[list[torch.Tensor]]:
         """By target what changes, as squared sums [], left on the device."""
-        transform = candidate.transform
-        inputs = [self._quantized_input(transform, target.x, candidate.clip) for target in self._targets]
-        by_layer = [self._outputs(layer, inputs, transform) for layer in range(len(self.site.linears))]
+        tried = self._layers.tried(candidate, [target.x for target in self._targets])
         return [
             _squared_differences(self._observe(target.run, outputs, target.x.dtype), target.seen)
-            for target, *outputs in zip(self._targets, *by_layer, strict=True)
+            for target, outputs in zip(self._targets, tried, strict=True)
         ]
 
     def weight_loss(self, transform: ChannelTransform, linear: str, weight: Iterable[torch.Tensor]) -> float:
@@ -164,7 +159,7 @@ class SiteEvaluator:
 
     def _changed(self, transform: ChannelTransform, layer: int, weight: Iterable[torch.Tensor]) -> list[torch.Tensor]:
         """By target what a layer gives with another transformed weight, of which some rows come after the other."""
-        bias = self._biases[layer]
+        bias = self._layers.biases[layer]
         if transform.shift is not None:
             bias = transform.fold_bias(self.weights[layer], bias)
         parts: list[list[torch.Tensor]] = [[] for _ in self._targets]
@@ -172,7 +167,7 @@ class SiteEvaluator:
         for rows in weight:
             own = None if bias is None else bias[done : done + len(rows)]
             for part, target in zip(parts, self._targets, strict=True):
-                part.append(_product(transform.apply(target.x.float()), rows, own))
+                part.append(product(transform.apply(target.x.float()), rows, own))
             done += len(rows)
         return [torch.cat(part, dim=-1) for part in parts]
 
@@ -193,9 +188,10 @@ class SiteEvaluator:
         return tuple(self.block.get_submodule(name) for name in self.site.linears)
 
     @cached_property
-    def _biases(self) -> tuple[torch.Tensor | None, ...]:
-        found = [bias_vector(m) for m in self._modules]
-        return tuple(None if b is None else b.detach().float() for b in found)
+    def _layers(self) -> LayerOutputs:
+        """Where others depend on the outputs, they are in the model's dtype, in which they go on."""
+        dependent = bool(self.dependents)
+        return LayerOutputs(self._modules, self.statistics, self.weight_plan, self.input_plan, own_dtype=dependent)
 
     @cached_property
     def _targets(self) -> "list[_Target]":
@@ -206,36 +202,10 @@ class SiteEvaluator:
             if x is None:
                 continue
             onward = self._scope_run(run)
-            outputs = [self._outputs(layer, [x.float()], None)[0] for layer in range(len(self.site.linears))]
+            outputs = self._layers.plain(x)
             kept = outputs if self.dependents else []
             found.append(_Target(onward, x, kept, self._observe(onward, outputs, x.dtype)))
         return found
-
-    def _outputs(
-        self, layer: int, inputs: Sequence[torch.Tensor], transform: ChannelTransform | None
-    ) -> list[torch.Tensor]:
-        """What a layer gives for each input, its weight transformed and quantized, or as it is without a transform.
-
-        A few rows of the weight at a time: in float32 a large one is twice what it is in the model. Where others depend
-        on the output, it is in the model's dtype, in which it goes on.
-        """
-        module = self._modules[layer]
-        matrix, bias = weight_matrix(module).detach(), self._biases[layer]
-        dtype = matrix.dtype if self.dependents else torch.float32
-        parts: list[list[torch.Tensor]] = [[] for _ in inputs]
-        for rows in self._row_parts(matrix, quantized=transform is not None):
-            weight, own = matrix[rows].float(), None if bias is None else bias[rows]
-            if transform is not None:
-                own, weight = transform.fold_bias(weight, own), self._quantized_weight(transform, weight)
-            for part, x in zip(parts, inputs, strict=True):
-                part.append(apply_linear(x, weight, own).to(dtype))
-        return [part[0] if len(part) == 1 else torch.cat(part, dim=-1) for part in parts]
-
-    def _row_parts(self, matrix: torch.Tensor, *, quantized: bool) -> list[slice]:
-        """Rows that are widened at a time; all where they share scales."""
-        if quantized and self.weight_plan.granularity.kind not in ("row", "row_group"):
-            return [slice(0, len(matrix))]
-        return _few_rows(matrix)
 
     def _site_input(self, run: Callable[[], Any]) -> torch.Tensor | None:
         seen: list[torch.Tensor] = []
@@ -265,39 +235,6 @@ class SiteEvaluator:
         with stand_ins(self.block, forwards), wide_products(self.block):
             run_until_seen(run, self.block, self.dependents, lambda name, x: seen.__setitem__(name, x.detach()))
         return [seen[name] for name in self.dependents]
-
-    def _quantized_weight(self, transform: ChannelTransform, weight: torch.Tensor) -> torch.Tensor:
-        scheme = self.weight_plan.scheme
-        folded = transform.fold_weight(weight)
-        return fake_quantize(
-            folded, parameters_of(folded, scheme.grid, scheme.granularity), scheme.grid, scheme.granularity
-        )
-
-    def _quantized_input(self, transform: ChannelTransform, x: torch.Tensor, clip: float) -> torch.Tensor:
-        """The decoded input codes, still transformed, float32."""
-        if self.input_plan is None:
-            return transform.apply(x.float())
-        scheme = self.input_plan.scheme
-        step, zero_point = None, None
-        if scheme.kind == "static":
-            step, zero_point = input_step(self.statistics, transform, scheme.grid, clip)
-        encoder = encoder_of(scheme, transform, step, zero_point, None)
-        return transform.apply(x.float()) if encoder is None else encoder(x).values()
-
-
-def _few_rows(matrix: torch.Tensor) -> list[slice]:
-    """Rows that are widened at a time."""
-    count, columns = matrix.shape
-    step = max(1, WIDENED // columns)
-    return [slice(start, min(start + step, count)) for start in range(0, count, step)]
-
-
-def _product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """A few rows of the weight at a time: libraries copy a whole one into an order of their own."""
-    parts = _few_rows(weight)
-    biases = [None if bias is None else bias[rows] for rows in parts]
-    outputs = [apply_linear(x, weight[rows], own) for rows, own in zip(parts, biases, strict=True)]
-    return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
 
 
 def _squared_differences(seen: Sequence[torch.Tensor], targets: Sequence[torch.Tensor]) -> list[torch.Tensor]:
