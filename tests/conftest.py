@@ -25,6 +25,14 @@ settings.register_profile("channelwise", deadline=None, derandomize=IN_CI, print
 settings.load_profile("channelwise")
 
 
+LONGEST = "test_real_models.py"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest first, so that at the end no process is left with one of them while the others wait."""
+    items.sort(key=lambda item: item.path.name != LONGEST)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Comparisons by the command line keep their runs in a folder of the tests', not of the user's."""

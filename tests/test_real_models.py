@@ -148,14 +148,19 @@ def test_a_vit_with_outliers_at_its_norms_stays_right_in_4_bit_floating_point(tm
     assert lost["minmax-fp4-w4a4"] > 0.05
 
 
-def test_opt_keeps_its_perplexity_at_4_3_and_2_bits_with_groups_in_the_better_direction(shared: Shared) -> None:
-    """At 2 bits the aim is 1.025, measured 1.0244; the bound leaves room for other processors' rounding."""
-    names = ["rtn-w3g128", "gptq-w3g128", "rtn-ada-w3g128", "gptq-ada-w3g128", "gptq-ada-w4g128", "gptq-ada-w2g128"]
-    ratio = opt_ratios(shared, "opt-8m", names, samples=128)
+def test_opt_keeps_its_perplexity_at_4_and_3_bits_with_groups_in_the_better_direction(shared: Shared) -> None:
+    """What is promised closest to 1 takes all samples: a Hessian of half as many costs 0.001."""
+    ratio = opt_ratios(shared, "opt-8m", ["gptq-ada-w4g128", "gptq-ada-w3g128", "gptq-w3g128"], samples=128)
     assert ratio["gptq-ada-w4g128"] <= 1.001
-    assert ratio["rtn-ada-w3g128"] <= 1.02 < ratio["rtn-w3g128"]
     assert ratio["gptq-ada-w3g128"] <= 1.005
-    assert ratio["gptq-ada-w3g128"] < min(ratio["gptq-w3g128"], ratio["rtn-ada-w3g128"])
+    assert ratio["gptq-ada-w3g128"] < ratio["gptq-w3g128"]
+
+
+def test_opt_needs_the_direction_where_weights_are_rounded_to_nearest_and_stands_2_bits_with_it(shared: Shared) -> None:
+    """At 2 bits the aim is 1.025, measured 1.0244; the bound leaves room for other processors' rounding."""
+    ratio = opt_ratios(shared, "opt-8m", ["rtn-w3g128", "rtn-ada-w3g128", "gptq-ada-w2g128"], samples=64)
+    # Above 1.005, the bound of gptq-ada at 3 bits, which is better.
+    assert 1.005 < ratio["rtn-ada-w3g128"] <= 1.02 < ratio["rtn-w3g128"]
     assert ratio["gptq-ada-w2g128"] <= 1.03
 
 

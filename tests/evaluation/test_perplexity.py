@@ -45,7 +45,7 @@ def test_a_last_window_of_one_token_predicts_nothing() -> None:
 def test_does_not_depend_on_how_many_windows_share_a_batch(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     ids = torch.randint(tiny.VOCABULARY, (95,))
     together = measure_perplexity(model, ids, 10).perplexity
-    monkeypatch.setattr("channelwise.evaluation.perplexity._LARGEST_LOGITS", 1)
+    monkeypatch.setattr("channelwise.evaluation.perplexity.CACHED_LOGITS", 1)
     assert measure_perplexity(model, ids, 10).perplexity == pytest.approx(together, rel=1e-6)
 
 

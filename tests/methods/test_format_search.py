@@ -5,6 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from channelwise.methods import format_search
 from channelwise.methods.format_search import (
     InputSearch,
     LayerProblem,
@@ -71,21 +72,35 @@ def test_weight_losses_differ_as_the_exact_output_errors_do(grid: FloatGrid, wei
 @pytest.mark.parametrize(("channels", "rows"), [(24, 40), (40, 24)])
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("pre_shift", [False, True])
-def test_input_losses_differ_as_the_exact_output_errors_do(
-    channels: int, rows: int, weighted: bool, pre_shift: bool
-) -> None:
-    """Both ways of computing them: by the channels' Gram matrix, and by the outputs where those are fewer."""
+@pytest.mark.parametrize("by_bytes", [False, True])
+@pytest.mark.parametrize("grid", FOUR_BITS, ids=str)
+def test_input_losses_are_the_exact_output_errors(
+    monkeypatch: pytest.MonkeyPatch, grid: FloatGrid, by_bytes: bool, channels: int, rows: int, weighted: bool,
+    pre_shift: bool,
+) -> None:  # fmt: skip
+    """All ways of computing them: in integers, by the channels' Gram matrix, by the outputs where those are fewer."""
+    if not by_bytes:
+        monkeypatch.setattr(format_search, "integers_are_fast", lambda: False)
     p = problem(channels=channels, rows=rows, weighted=weighted)
-    weight = WeightFormat(E2M1, row_scale(p.weight, E2M1, 1.0)).quantized(p.weight)
+    weight = WeightFormat(E2M1, row_scale(p.weight, E2M1, 1.0))
     ratios = torch.tensor([0.2, 0.6, 1.0])
-    found = InputSearch(p, weight, pre_shift).losses(E2M1, ratios)
+    found = InputSearch(p, weight, pre_shift).losses(grid, ratios)
+    rounded = weight.quantized(p.weight)
     exact = torch.stack(
         [
-            exact_loss(p, input_format(p.largest, E2M1, float(r), pre_shift).quantized(p.inputs), weight).sum()
+            exact_loss(p, input_format(p.largest, grid, float(r), pre_shift).quantized(p.inputs), rounded).sum()
             for r in ratios
         ]
     )
-    torch.testing.assert_close((found - found[0]) / exact.max(), (exact - exact[0]) / exact.max(), rtol=0, atol=1e-5)
+    torch.testing.assert_close(found / exact.max(), exact / exact.max(), rtol=0, atol=1e-5)
+
+
+def test_some_tokens_at_a_time_give_the_same_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    p = problem(weighted=True)
+    search = InputSearch(p, WeightFormat(E2M1, row_scale(p.weight, E2M1, 1.0)), True)
+    at_once = search.losses(E2M1, torch.tensor([0.5, 1.0]))
+    monkeypatch.setattr(format_search, "CHUNK", 70)
+    torch.testing.assert_close(search.losses(E2M1, torch.tensor([0.5, 1.0])), at_once, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("weighted", [False, True])

@@ -4,7 +4,14 @@ import pytest
 import torch
 
 from channelwise.engine.statistics import StatisticsBuilder
-from channelwise.methods.format_search import InputSearch, LayerProblem, WeightSearch, search_ratios
+from channelwise.methods.format_search import (
+    InputSearch,
+    LayerProblem,
+    WeightFormat,
+    WeightSearch,
+    row_scale,
+    search_ratios,
+)
 from channelwise.methods.gptq import Factor, Gptq, factor, gptq_
 from channelwise.methods.hessian import Hessian, HessianBuilder, output_error, row_errors
 from channelwise.methods.ranges import searched_parameters
@@ -85,7 +92,8 @@ def test_a_search_of_formats_waits_for_no_candidate(simulation: Simulation, pre_
     inputs, weight = random(7, 12), random(9, 12)
     problem = LayerProblem(inputs, weight, inputs.abs().amax(dim=0))
     shares = random(40).abs() + 0.1
-    by_input, by_weight = InputSearch(problem, weight, pre_shift), WeightSearch(problem, inputs)
+    found = WeightFormat(FloatGrid(2, 1), row_scale(weight, FloatGrid(2, 1), 1.0))
+    by_input, by_weight = InputSearch(problem, found, pre_shift), WeightSearch(problem, inputs)
     for grid in (FloatGrid(2, 1), FloatGrid(1, 2), FloatGrid(3, 0)):
         start = torch.zeros(1, dtype=torch.int64, device=DEVICE)
         search_ratios(lambda at, grid=grid: by_input.losses_of_one(grid, shares[at]), 40, (8, 2, 1), start)

@@ -13,7 +13,9 @@ from channelwise.model.batches import accepted, equal_length_batches
 from channelwise.runtime.widening import in_wide_products
 
 DEFAULT_LENGTH = 512
-_LARGEST_LOGITS = 2**28
+
+CACHED_LOGITS, LARGEST_LOGITS = 2**22, 2**28
+"""Logits that are made at a time, on a processor and elsewhere: of more, memory is asked for anew at every batch."""
 
 
 @dataclass(frozen=True)
@@ -71,10 +73,11 @@ def measure_perplexity(model: torch.nn.Module, ids: torch.Tensor, length: int) -
 
 
 def _rows_at_once(model: torch.nn.Module, length: int) -> int:
-    """How many windows keep the float32 logits below one gibibyte; at least one."""
+    """How many windows have so few logits; at least one."""
     head: Any = model.get_output_embeddings()  # type: ignore[operator]
     vocabulary = getattr(head, "out_features", None) or 2**17
-    return max(1, _LARGEST_LOGITS // (length * int(vocabulary)))
+    most = CACHED_LOGITS if next(model.parameters()).device.type == "cpu" else LARGEST_LOGITS
+    return max(1, most // (length * int(vocabulary)))
 
 
 def _negative_log_likelihood(model: torch.nn.Module, rows: torch.Tensor) -> float:

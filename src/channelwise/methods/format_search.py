@@ -12,9 +12,13 @@ from functools import cached_property
 import torch
 
 from channelwise.methods.site import Importance
-from channelwise.numerics.floats import float_lattice, power_of_two
+from channelwise.numerics.floats import float_lattice, lattice_codes, lattice_unit, power_of_two
 from channelwise.numerics.grids import FloatGrid
 from channelwise.numerics.quantizer import SMALLEST_SCALE
+from channelwise.numerics.transform import ChannelTransform
+from channelwise.runtime.scheme import InputScheme
+from channelwise.runtime.trial import byte_execution, fits_bytes, integers_are_fast
+from channelwise.runtime.whole import WholeWeight
 
 SMALLEST_RATIO, LARGEST_RATIO = 0.01, 1.2
 
@@ -34,6 +38,11 @@ class LayerProblem:
     weight: torch.Tensor
     largest: torch.Tensor
     importance: Importance | None = None
+
+    @cached_property
+    def outputs(self) -> torch.Tensor:
+        """What the layer gives without any rounding, [tokens, out_features]."""
+        return self.inputs @ self.weight.t()
 
     def loss(self, inputs: torch.Tensor, weight: torch.Tensor) -> float:
         """Sum over features, mean over tokens, of the weighted squared error of X̃ W̃ᵀ."""
@@ -62,6 +71,13 @@ class WeightFormat:
     def quantized(self, weight: torch.Tensor) -> torch.Tensor:
         """The weight's rounded values, float32."""
         return float_lattice(weight / self.scale, self.grid).mul_(self.scale)
+
+    def whole(self, weight: torch.Tensor) -> WholeWeight | None:
+        """The same as whole numbers in int8; None where they do not fit."""
+        if not fits_bytes(self.grid, 0):
+            return None
+        codes = lattice_codes(weight / self.scale, self.grid).to(torch.int8)
+        return WholeWeight(codes, self.scale[:, 0].double() * lattice_unit(self.grid))
 
 
 @dataclass(frozen=True)
@@ -144,20 +160,27 @@ class WeightSearch:
 
 @dataclass(frozen=True)
 class InputSearch:
-    """Searches the format of one layer's input for a given quantized weight W̃ [out_features, channels]."""
+    """Searches the format of one layer's input for a given format of its weight.
+
+    Where inputs and weight fit into bytes, and a processor multiplies those, the layer itself is tried.
+    """
 
     problem: LayerProblem
-    weight: torch.Tensor
+    format: WeightFormat
     pre_shift: bool
 
     @cached_property
+    def _weight(self) -> torch.Tensor:
+        return self.format.quantized(self.problem.weight)
+
+    @cached_property
     def _weighted(self) -> torch.Tensor:
-        return self.problem.by_output(self.weight.t(), power=0.5).t()
+        return self.problem.by_output(self._weight.t(), power=0.5).t()
 
     @cached_property
     def _lost(self) -> torch.Tensor:
         """What the weight's rounding changed, weighted alike."""
-        return self.problem.by_output((self.problem.weight - self.weight).t(), power=0.5).t()
+        return self.problem.by_output((self.problem.weight - self._weight).t(), power=0.5).t()
 
     @cached_property
     def _missing(self) -> torch.Tensor:
@@ -171,17 +194,30 @@ class InputSearch:
     def _pull(self) -> torch.Tensor:
         return self.problem.inputs @ (self._lost.t() @ self._weighted)
 
+    @cached_property
+    def _rest(self) -> torch.Tensor:
+        """What the quadratic form leaves out, the loss without a change of the inputs, float64 []."""
+        return self.problem.by_token(self._missing.square().sum(dim=1)).sum(dtype=torch.float64)
+
+    @cached_property
+    def _whole(self) -> WholeWeight | None:
+        return self.format.whole(self.problem.weight)
+
     @property
     def _by_gram(self) -> bool:
-        rows, columns = self.weight.shape
+        rows, columns = self.problem.weight.shape
         return columns <= rows
 
     def losses(self, grid: FloatGrid, ratios: torch.Tensor) -> torch.Tensor:
-        """Losses up to a constant, float64 [candidates]; ratios: float32 [candidates] of the largest |x|."""
+        """The weighted squared errors, float64 [candidates]; ratios: float32 [candidates] of the largest |x|."""
+        powers = 2**grid.exponent_bits - 1 if self.pre_shift else 0
+        by_bytes = ratios.device.type == "cpu" and integers_are_fast() and fits_bytes(grid, powers)
+        if by_bytes and self._whole is not None:
+            return torch.stack([self._loss_of_bytes(self._whole, grid, ratio) for ratio in ratios])
         scales = input_format(self.problem.largest, grid, ratios[:, None], self.pre_shift).channel_scales[:, None]
         total = torch.zeros(len(ratios), dtype=torch.float64, device=ratios.device)
         tokens, columns = self.problem.inputs.shape
-        for part in _chunks(tokens, len(ratios) * max(columns, 0 if self._by_gram else self.weight.shape[0])):
+        for part in _chunks(tokens, len(ratios) * max(columns, 0 if self._by_gram else self._weight.shape[0])):
             x = self.problem.inputs[part]
             change = float_lattice(x / scales, grid).mul_(scales).sub_(x)
             if self._by_gram:
@@ -189,6 +225,17 @@ class InputSearch:
             else:
                 errors = (change @ self._weighted.t()).sub_(self._missing[part]).square_().sum(dim=2)
             total += self.problem.by_token(errors, part).sum(dim=1, dtype=torch.float64)
+        return total + self._rest if self._by_gram else total
+
+    def _loss_of_bytes(self, weight: WholeWeight, grid: FloatGrid, ratio: torch.Tensor) -> torch.Tensor:
+        """The loss of one candidate, float64 []: of what the quantized layer gives."""
+        chosen = input_format(self.problem.largest, grid, ratio, self.pre_shift)
+        inputs = InputScheme(grid, "static")
+        layer = byte_execution(weight, None, ChannelTransform(), inputs, chosen.scale, exponents=chosen.exponents)
+        total = torch.zeros((), dtype=torch.float64)
+        for part in _chunks(len(self.problem.inputs), len(weight.values)):
+            errors = layer(self.problem.inputs[part]).sub_(self.problem.outputs[part]).square_()
+            total += self.problem.by_token(self.problem.by_output(errors).sum(dim=1), part).sum(dtype=torch.float64)
         return total
 
     def losses_of_one(self, grid: FloatGrid, ratios: torch.Tensor) -> torch.Tensor:

@@ -94,7 +94,7 @@ class LlmFp4:
             weight_found = WeightFormat(grid, row_scale(problem.weight, grid, ratios[:, None]))
             if not inputs:
                 break
-            by_input = InputSearch(problem, weight_found.quantized(problem.weight), self.pre_shift)
+            by_input = InputSearch(problem, weight_found, self.pre_shift)
             grid, ratios = input_ranges.best(by_input.losses_of_one, inputs, number)
             input_found = input_format(problem.largest, grid, ratios[0], self.pre_shift)
         return _Formats(weight_found, input_found)
