@@ -17,7 +17,7 @@ from channelwise.cli.compare import (
 from channelwise.cli.options import AsJson, Debug, Seed
 
 # Fewer than the recipes ask for, so that all of them are done in a few minutes on two cores.
-SAMPLES = 32
+SAMPLES = 16
 
 Samples = Annotated[int, typer.Option("--samples", metavar="N", help="Calibration samples.")]
 
