@@ -9,11 +9,12 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from channelwise.engine.plan import InputPlan, Plan, SitePlan, WalkRecord, WeightPlan
 from channelwise.engine.walk import quantize_model
-from channelwise.methods import Awq, NoTransform, OutlierSuppressionPlus, OutlierTune
+from channelwise.methods import Awq, NoTransform, OutlierSuppressionPlus, OutlierTune, format_search
 from channelwise.methods.site import Method
 from channelwise.numerics.granularity import ROW
 from channelwise.numerics.grids import IntegerGrid
 from channelwise.recipe import Recipe, load_recipe
+from channelwise.runtime import trial
 from tests.simulated import Simulation, move, on_device, values_of
 
 BATCHES = [{"input_ids": ids} for ids in torch.randint(64, (6, 2, 12), generator=torch.Generator().manual_seed(0))]
@@ -67,8 +68,11 @@ def waits_of(simulation: Simulation, plan: Plan, samples: int = 3) -> Counter[st
     ],
 )
 def test_a_walk_on_a_device_gives_the_codes_and_the_record_of_one_on_the_cpu(
-    simulation: Simulation, recipe: str
+    simulation: Simulation, monkeypatch: pytest.MonkeyPatch, recipe: str
 ) -> None:
+    # On the device searches compute in float32, which rounds otherwise than integers do.
+    for module in (trial, format_search):
+        monkeypatch.setattr(module, "integers_are_fast", lambda: False)
     plan = small_plan(recipe)
     here = small_llama()
     expected = quantize_model(here, BATCHES[:3], plan)

@@ -71,6 +71,15 @@ def test_one_scale_for_all_and_no_bias() -> None:
     torch.testing.assert_close(execution(x).double(), own.fake_forward(x), rtol=1e-5, atol=1e-5)
 
 
+@needs_integers
+def test_a_weight_may_lie_by_columns() -> None:
+    weight, x = torch.randn(OUTPUTS, CHANNELS, generator=seeded(0)), torch.randn(TOKENS, CHANNELS, generator=seeded(1))
+    scheme = WeightScheme(IntegerGrid(6), ROW), ChannelTransform(), InputScheme(IntegerGrid(8), "token")
+    by_rows, by_columns = (trial_execution(w, None, *scheme) for w in (weight, weight.t().contiguous().t()))
+    assert by_rows is not None and by_columns is not None
+    assert torch.equal(by_rows(x), by_columns(x))
+
+
 @pytest.mark.parametrize(
     ("weights", "granularity"),
     [(IntegerGrid(4), Granularity("row_group", 8)), (IntegerGrid(4), Granularity("column_group", 8)),

@@ -69,7 +69,8 @@ def byte_execution(
         scale=transform.scale is not None,
         exponents=exponents is not None,
     )
-    stored = (weight.values.to(torch.int16) - BYTES.grid.lowest).to(torch.uint8)
+    # Some architectures keep their weights transposed.
+    stored = (weight.values.to(torch.int16) - BYTES.grid.lowest).to(torch.uint8).contiguous()
     scale = Parameters(weight.scale.float()[:, None])
     return prepare(LinearParts(scheme, stored, scale, bias, transform, step, zero_point, exponents))
 
