@@ -69,8 +69,8 @@ def byte_execution(
         scale=transform.scale is not None,
         exponents=exponents is not None,
     )
-    # Some architectures keep their weights transposed.
-    stored = (weight.values.to(torch.int16) - BYTES.grid.lowest).to(torch.uint8).contiguous()
+    # Some architectures keep their weights transposed. In bytes a difference is right as soon as it is taken unsigned.
+    stored = weight.values.contiguous().sub(BYTES.grid.lowest).view(torch.uint8)
     scale = Parameters(weight.scale.float()[:, None])
     return prepare(LinearParts(scheme, stored, scale, bias, transform, step, zero_point, exponents))
 

@@ -6,7 +6,7 @@ import torch
 
 from channelwise.numerics.floats import lattice_unit, power_of_two
 from channelwise.numerics.granularity import Granularity
-from channelwise.numerics.grids import FloatGrid, Grid
+from channelwise.numerics.grids import FloatGrid, Grid, IntegerGrid
 from channelwise.numerics.quantizer import Parameters, lattice_values
 
 LARGEST_INT8 = 127
@@ -55,6 +55,9 @@ def whole_weight(
     if parameters.zero_point is not None and grid.highest > LARGEST_INT8 and with_offset and exponents is None:
         zero_point = parameters.zero_point.expand(codes.shape[0], 1).reshape(-1)
         return WholeWeight((codes - MIDDLE_OF_UINT8).to(torch.int8), scale, MIDDLE_OF_UINT8 - zero_point)
+    if isinstance(grid, IntegerGrid) and grid.symmetric and grid.highest <= LARGEST_INT8 and exponents is None:
+        # Codes are the whole numbers themselves.
+        return WholeWeight(codes.to(torch.int8), scale)
     unit = lattice_unit(grid) if isinstance(grid, FloatGrid) else 1.0
     whole = lattice_values(codes, parameters, grid, granularity).div_(unit)
     if exponents is not None and exponents.numel():
