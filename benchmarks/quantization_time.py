@@ -30,6 +30,9 @@ from channelwise.model.loading import load_model
 from channelwise.model.texts import read_texts
 from channelwise.recipe import load_recipe
 
+WIDTH = 130
+"""Characters of the table, at least."""
+
 
 @torch.no_grad()
 def forward_seconds(model: torch.nn.Module, batches: list[dict[str, torch.Tensor]]) -> float:
@@ -76,7 +79,10 @@ def timed_solving() -> Iterator[list[float]]:
 
         return run
 
-    with patch.object(rounding, "factor", timed(rounding.factor)), patch.object(rounding, "gptq", timed(rounding.gptq)):
+    with (
+        patch.object(rounding, "factor", timed(rounding.factor)),
+        patch.object(rounding, "gptq_", timed(rounding.gptq_)),
+    ):
         yield seconds
 
 
@@ -129,7 +135,8 @@ def main() -> None:
         ratios = f"{walk / forward:.1f}", f"{(walk - solve) / forward:.1f}"
         seconds = f"{forward:.2f}", f"{walk:.2f}", f"{solve:.2f}"
         table.add_row(name, f"{tokens:,}", *seconds, *ratios, peak, f"{size / 1e6:.0f}")
-    Console().print(table)
+    # Output to a file is not cut.
+    Console(width=max(WIDTH, Console().width)).print(table)
 
 
 if __name__ == "__main__":
