@@ -95,6 +95,13 @@ def test_input_losses_are_the_exact_output_errors(
     torch.testing.assert_close(found / exact.max(), exact / exact.max(), rtol=0, atol=1e-5)
 
 
+def test_more_outputs_than_memory_may_take_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    p = problem(rows=40)
+    monkeypatch.setattr(format_search, "LARGEST_OUTPUTS", p.inputs.shape[0] * 40 - 1)
+    InputSearch(p, WeightFormat(E2M1, row_scale(p.weight, E2M1, 1.0)), True).losses(E2M1, torch.tensor([0.5, 1.0]))
+    assert "outputs" not in vars(p)
+
+
 def test_some_tokens_at_a_time_give_the_same_loss(monkeypatch: pytest.MonkeyPatch) -> None:
     p = problem(weighted=True)
     search = InputSearch(p, WeightFormat(E2M1, row_scale(p.weight, E2M1, 1.0)), True)

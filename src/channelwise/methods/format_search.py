@@ -25,6 +25,9 @@ SMALLEST_RATIO, LARGEST_RATIO = 0.01, 1.2
 CHUNK = 2**22
 """Numbers that a batch of candidates may have: 16 MiB."""
 
+LARGEST_OUTPUTS = 2**26
+"""Numbers of a layer's outputs that may be kept for candidates to be compared with: 256 MiB."""
+
 
 @dataclass(frozen=True)
 class LayerProblem:
@@ -197,7 +200,11 @@ class InputSearch:
     @cached_property
     def _rest(self) -> torch.Tensor:
         """What the quadratic form leaves out, the loss without a change of the inputs, float64 []."""
-        return self.problem.by_token(self._missing.square().sum(dim=1)).sum(dtype=torch.float64)
+        total = torch.zeros((), dtype=torch.float64, device=self._lost.device)
+        for part in _chunks(len(self.problem.inputs), len(self._lost)):
+            errors = (self.problem.inputs[part] @ self._lost.t()).square_().sum(dim=1)
+            total += self.problem.by_token(errors, part).sum(dtype=torch.float64)
+        return total
 
     @cached_property
     def _whole(self) -> WholeWeight | None:
@@ -210,9 +217,7 @@ class InputSearch:
 
     def losses(self, grid: FloatGrid, ratios: torch.Tensor) -> torch.Tensor:
         """The weighted squared errors, float64 [candidates]; ratios: float32 [candidates] of the largest |x|."""
-        powers = 2**grid.exponent_bits - 1 if self.pre_shift else 0
-        by_bytes = ratios.device.type == "cpu" and integers_are_fast() and fits_bytes(grid, powers)
-        if by_bytes and self._whole is not None:
+        if self._takes_bytes(grid) and self._whole is not None:
             return torch.stack([self._loss_of_bytes(self._whole, grid, ratio) for ratio in ratios])
         scales = input_format(self.problem.largest, grid, ratios[:, None], self.pre_shift).channel_scales[:, None]
         total = torch.zeros(len(ratios), dtype=torch.float64, device=ratios.device)
@@ -226,6 +231,13 @@ class InputSearch:
                 errors = (change @ self._weighted.t()).sub_(self._missing[part]).square_().sum(dim=2)
             total += self.problem.by_token(errors, part).sum(dim=1, dtype=torch.float64)
         return total + self._rest if self._by_gram else total
+
+    def _takes_bytes(self, grid: FloatGrid) -> bool:
+        """Whether inputs of this grid are bytes that are multiplied fast; the outputs are kept meanwhile."""
+        outputs = len(self.problem.inputs) * len(self.problem.weight)
+        if self.problem.inputs.device.type != "cpu" or outputs > LARGEST_OUTPUTS or not integers_are_fast():
+            return False
+        return fits_bytes(grid, 2**grid.exponent_bits - 1 if self.pre_shift else 0)
 
     def _loss_of_bytes(self, weight: WholeWeight, grid: FloatGrid, ratio: torch.Tensor) -> torch.Tensor:
         """The loss of one candidate, float64 []: of what the quantized layer gives."""
