@@ -5,18 +5,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from channelwise.methods import format_search
-from channelwise.methods.format_search import (
-    InputSearch,
-    LayerProblem,
-    WeightFormat,
-    WeightSearch,
-    best_rows,
-    input_format,
-    ratio_grid,
-    row_scale,
-    search_ratios,
-)
+from channelwise.methods import format_problem, format_search
+from channelwise.methods.format_problem import LayerProblem, WeightFormat, input_format, row_scale
+from channelwise.methods.format_search import InputSearch, WeightSearch, best_rows, ratio_grid, search_ratios
 from channelwise.methods.site import Importance
 from channelwise.numerics.grids import FloatGrid, bias_for_largest, float_grids
 
@@ -106,7 +97,7 @@ def test_some_tokens_at_a_time_give_the_same_loss(monkeypatch: pytest.MonkeyPatc
     p = problem(weighted=True)
     search = InputSearch(p, WeightFormat(E2M1, row_scale(p.weight, E2M1, 1.0)), True)
     at_once = search.losses(E2M1, torch.tensor([0.5, 1.0]))
-    monkeypatch.setattr(format_search, "CHUNK", 70)
+    monkeypatch.setattr(format_problem, "CHUNK", 70)
     torch.testing.assert_close(search.losses(E2M1, torch.tensor([0.5, 1.0])), at_once, rtol=1e-6, atol=0)
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from channelwise.methods import LlmFp4
-from channelwise.methods.format_search import LayerProblem
+from channelwise.methods.format_problem import LayerProblem
 from channelwise.methods.llm_fp4 import nearest_to_e2
 from channelwise.methods.site import Importance
 from channelwise.numerics.grids import FloatGrid, IntegerGrid, float_grids

@@ -4,14 +4,8 @@ import pytest
 import torch
 
 from channelwise.engine.statistics import StatisticsBuilder
-from channelwise.methods.format_search import (
-    InputSearch,
-    LayerProblem,
-    WeightFormat,
-    WeightSearch,
-    row_scale,
-    search_ratios,
-)
+from channelwise.methods.format_problem import LayerProblem, WeightFormat, row_scale
+from channelwise.methods.format_search import InputSearch, WeightSearch, search_ratios
 from channelwise.methods.gptq import Factor, Gptq, factor, gptq_
 from channelwise.methods.hessian import Hessian, HessianBuilder, output_error, row_errors
 from channelwise.methods.ranges import searched_parameters

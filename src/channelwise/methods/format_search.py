@@ -5,16 +5,15 @@ g the importance of tokens and outputs (1, or from the diagonal Fisher informati
 rounding changes, so candidates cost one product with a [channels, channels] matrix instead of two with the outputs.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 
-from channelwise.methods.site import Importance
-from channelwise.numerics.floats import float_lattice, lattice_codes, lattice_unit, power_of_two
+from channelwise.methods.format_problem import LayerProblem, WeightFormat, chunks, input_format, row_scale
+from channelwise.numerics.floats import float_lattice
 from channelwise.numerics.grids import FloatGrid
-from channelwise.numerics.quantizer import SMALLEST_SCALE
 from channelwise.numerics.transform import ChannelTransform
 from channelwise.runtime.scheme import InputScheme
 from channelwise.runtime.trial import byte_execution, fits_bytes, integers_are_fast
@@ -22,107 +21,8 @@ from channelwise.runtime.whole import WholeWeight
 
 SMALLEST_RATIO, LARGEST_RATIO = 0.01, 1.2
 
-CHUNK = 2**22
-"""Numbers that a batch of candidates may have: 16 MiB."""
-
 LARGEST_OUTPUTS = 2**26
 """Numbers of a layer's outputs that may be kept for candidates to be compared with: 256 MiB."""
-
-
-@dataclass(frozen=True)
-class LayerProblem:
-    """What the search is given, all float32.
-
-    inputs: [tokens, channels]. weight: [out_features, channels]. largest: [channels], max|X_j| over the calibration
-    set. importance: of the tokens and outputs, or None for 1 everywhere.
-    """
-
-    inputs: torch.Tensor
-    weight: torch.Tensor
-    largest: torch.Tensor
-    importance: Importance | None = None
-
-    @cached_property
-    def outputs(self) -> torch.Tensor:
-        """What the layer gives without any rounding, [tokens, out_features]."""
-        return self.inputs @ self.weight.t()
-
-    def loss(self, inputs: torch.Tensor, weight: torch.Tensor) -> float:
-        """Sum over features, mean over tokens, of the weighted squared error of X̃ W̃ᵀ."""
-        total = torch.zeros((), dtype=torch.float64, device=weight.device)
-        for part in _chunks(len(self.inputs), len(self.weight)):
-            error = self.inputs[part] @ self.weight.t() - inputs[part] @ weight.t()
-            total += self.by_token(self.by_output(error.square_()).sum(dim=1), part).sum(dtype=torch.float64)
-        return float(total) / max(len(self.inputs), 1)
-
-    def by_token(self, x: torch.Tensor, part: slice = slice(None), power: float = 1.0) -> torch.Tensor:
-        """x [..., tokens] of some tokens, times a power of their importance."""
-        return x if self.importance is None else x * self.importance.tokens[part] ** power
-
-    def by_output(self, x: torch.Tensor, part: slice = slice(None), power: float = 1.0) -> torch.Tensor:
-        """x [..., outputs] of some outputs, times a power of their importance."""
-        return x if self.importance is None else x * self.importance.outputs[part] ** power
-
-
-@dataclass(frozen=True)
-class WeightFormat:
-    """A weight's format: one grid for the layer, one scale for each output channel, float32 [out_features, 1]."""
-
-    grid: FloatGrid
-    scale: torch.Tensor
-
-    def quantized(self, weight: torch.Tensor) -> torch.Tensor:
-        """The weight's rounded values, float32."""
-        return float_lattice(weight / self.scale, self.grid).mul_(self.scale)
-
-    def whole(self, weight: torch.Tensor) -> WholeWeight | None:
-        """The same as whole numbers in int8; None where they do not fit."""
-        if not fits_bytes(self.grid, 0):
-            return None
-        codes = lattice_codes(weight / self.scale, self.grid).to(torch.int8)
-        return WholeWeight(codes, self.scale[:, 0].double() * lattice_unit(self.grid))
-
-
-@dataclass(frozen=True)
-class InputFormat:
-    """An input's format: grid, scale 2^−ρ (float32 []), and b_j, int64 [channels], None without a pre-shift.
-
-    Of several candidates side by side: scale float32 [candidates, 1], b_j [candidates, channels].
-    """
-
-    grid: FloatGrid
-    scale: torch.Tensor
-    exponents: torch.Tensor | None
-
-    def quantized(self, x: torch.Tensor) -> torch.Tensor:
-        """The input's rounded values, float32."""
-        scales = self.channel_scales
-        return float_lattice(x / scales, self.grid).mul_(scales)
-
-    @property
-    def channel_scales(self) -> torch.Tensor:
-        """2^−(ρ + b_j), float32 [channels], or the scale's shape without a pre-shift."""
-        if self.exponents is None:
-            return self.scale
-        return (self.scale.double() * power_of_two(-self.exponents)).float()
-
-
-def input_format(largest: torch.Tensor, grid: FloatGrid, ratio: torch.Tensor | float, pre_shift: bool) -> InputFormat:
-    """The format whose largest value is `ratio` times the largest input.
-
-    largest: float32 [channels]. ratio: a number, float32 [], or [candidates, 1] for so many formats, of which nothing
-    is read back from the device. With the pre-shift b_j = clip(round(b̃_j − ρ), 0, 2^e − 1), b̃_j from max|X_j|
-    (eq. 10–12): at ratio 1, ρ is the smallest channel's bias and the largest channel's b_j is 0.
-    """
-    top = largest.amax() * ratio
-    scale = torch.clamp(top / grid.largest_value, min=SMALLEST_SCALE)
-    if not pre_shift:
-        return InputFormat(grid, scale, None)
-    # b̃_j − ρ is how many times the channel fits into the range, in powers of two; a channel of zeros fits anywhere.
-    fits = torch.log2(top.double() / largest.double().clamp(min=SMALLEST_SCALE))
-    exponents = torch.round(fits).clamp(0, 2**grid.exponent_bits - 1).long()
-    widest = torch.where(largest > 0, exponents, 0).amax(dim=-1, keepdim=True)
-    return InputFormat(grid, scale, torch.minimum(exponents, widest))
 
 
 @dataclass(frozen=True)
@@ -152,7 +52,7 @@ class WeightSearch:
         """
         count, rows = ratios.shape
         found = torch.empty(count, rows, dtype=torch.float64, device=ratios.device)
-        for part in _chunks(rows, count * self.problem.weight.shape[1]):
+        for part in chunks(rows, count * self.problem.weight.shape[1]):
             weight = self.problem.weight[part]
             scale = row_scale(weight, grid, ratios[:, part, None])
             change = float_lattice(weight / scale, grid).mul_(scale).sub_(weight)
@@ -201,7 +101,7 @@ class InputSearch:
     def _rest(self) -> torch.Tensor:
         """What the quadratic form leaves out, the loss without a change of the inputs, float64 []."""
         total = torch.zeros((), dtype=torch.float64, device=self._lost.device)
-        for part in _chunks(len(self.problem.inputs), len(self._lost)):
+        for part in chunks(len(self.problem.inputs), len(self._lost)):
             errors = (self.problem.inputs[part] @ self._lost.t()).square_().sum(dim=1)
             total += self.problem.by_token(errors, part).sum(dtype=torch.float64)
         return total
@@ -222,7 +122,7 @@ class InputSearch:
         scales = input_format(self.problem.largest, grid, ratios[:, None], self.pre_shift).channel_scales[:, None]
         total = torch.zeros(len(ratios), dtype=torch.float64, device=ratios.device)
         tokens, columns = self.problem.inputs.shape
-        for part in _chunks(tokens, len(ratios) * max(columns, 0 if self._by_gram else self._weight.shape[0])):
+        for part in chunks(tokens, len(ratios) * max(columns, 0 if self._by_gram else self._weight.shape[0])):
             x = self.problem.inputs[part]
             change = float_lattice(x / scales, grid).mul_(scales).sub_(x)
             if self._by_gram:
@@ -245,7 +145,7 @@ class InputSearch:
         inputs = InputScheme(grid, "static")
         layer = byte_execution(weight, None, ChannelTransform(), inputs, chosen.scale, exponents=chosen.exponents)
         total = torch.zeros((), dtype=torch.float64)
-        for part in _chunks(len(self.problem.inputs), len(weight.values)):
+        for part in chunks(len(self.problem.inputs), len(weight.values)):
             errors = layer(self.problem.inputs[part]).sub_(self.problem.outputs[part]).square_()
             total += self.problem.by_token(self.problem.by_output(errors).sum(dim=1), part).sum(dtype=torch.float64)
         return total
@@ -253,12 +153,6 @@ class InputSearch:
     def losses_of_one(self, grid: FloatGrid, ratios: torch.Tensor) -> torch.Tensor:
         """The same with candidates and losses as [candidates, 1]: the input is one row to search."""
         return self.losses(grid, ratios[:, 0])[:, None]
-
-
-def row_scale(weight: torch.Tensor, grid: FloatGrid, ratio: torch.Tensor | float) -> torch.Tensor:
-    """Scales at which the grid reaches `ratio` times each row's largest |w|; float32 [..., out_features, 1]."""
-    largest = weight.abs().amax(dim=1, keepdim=True)
-    return torch.clamp(largest * ratio / grid.largest_value, min=SMALLEST_SCALE)
 
 
 def search_ratios(
@@ -321,14 +215,8 @@ def best_rows(table: torch.Tensor, grids: Sequence[FloatGrid], ratios: int = 100
 def _row_errors(table: torch.Tensor, grid: FloatGrid, ratios: torch.Tensor) -> torch.Tensor:
     """Squared errors, float64 [candidates, rows]."""
     errors = torch.empty(ratios.shape, dtype=torch.float64, device=table.device)
-    for part in _chunks(len(table), len(ratios) * table.shape[1]):
+    for part in chunks(len(table), len(ratios) * table.shape[1]):
         scale = row_scale(table[part], grid, ratios[:, part, None])
         change = float_lattice(table[part] / scale, grid).mul_(scale).sub_(table[part])
         errors[:, part] = change.square_().sum(dim=2, dtype=torch.float64)
     return errors
-
-
-def _chunks(size: int, numbers: int) -> Iterator[slice]:
-    """Slices of 0 … size whose entries, of so many numbers each, keep within `CHUNK`."""
-    step = max(1, CHUNK // max(numbers, 1))
-    return (slice(start, min(start + step, size)) for start in range(0, size, step))

@@ -9,17 +9,13 @@ import torch
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from channelwise.methods.format_problem import InputFormat, LayerProblem, WeightFormat, input_format, row_scale
 from channelwise.methods.format_search import (
     STRIDES,
-    InputFormat,
     InputSearch,
-    LayerProblem,
-    WeightFormat,
     WeightSearch,
-    input_format,
     place_of_one,
     ratio_grid,
-    row_scale,
     search_ratios,
 )
 from channelwise.methods.options import OPTIONS
