@@ -40,12 +40,15 @@ class LayerOutputs:
         return tuple(None if b is None else b.detach().float() for b in found)
 
     def plain(self, x: torch.Tensor) -> list[torch.Tensor]:
-        """What each layer gives for x [..., channels] as it is."""
+        """What each layer gives for x [..., channels] as it is: [..., out_features] each."""
         wide = x.float()
         return [_joined(self._plain_rows(layer, wide)) for layer in range(len(self.modules))]
 
     def tried(self, candidate: Candidate, inputs: Sequence[torch.Tensor]) -> list[list[torch.Tensor]]:
-        """By input what each layer gives with the candidate's transform and the recipe's quantizers."""
+        """By input what each layer gives with the candidate's transform and the recipe's quantizers.
+
+        inputs: [..., channels] each, any float dtype. A layer's output: [..., out_features].
+        """
         trial = _Trial(self, candidate, inputs)
         by_layer = [trial.outputs(layer) for layer in range(len(self.modules))]
         return [list(outputs) for outputs in zip(*by_layer, strict=True)]
@@ -122,7 +125,7 @@ class _Trial:
 
 
 def quantized_weight(folded: torch.Tensor, plan: WeightPlan) -> torch.Tensor:
-    """The values of a transformed weight's codes, rounded to nearest, float32."""
+    """The values of the codes of a transformed weight, float32 [out_features, channels], rounded to nearest."""
     grid, granularity = plan.scheme.grid, plan.scheme.granularity
     return fake_quantize(folded, parameters_of(folded, grid, granularity), grid, granularity)
 
@@ -135,7 +138,7 @@ def few_rows(matrix: torch.Tensor) -> list[slice]:
 
 
 def product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """x · weightᵀ + bias, a few rows of the weight at a time: libraries copy a whole one into an order of their own."""
+    """x · weightᵀ + bias, float32 [..., out_features], a few rows of the weight at a time: libraries copy a whole one into an order of their own."""
     parts = few_rows(weight)
     biases = [None if bias is None else bias[rows] for rows in parts]
     return _joined([apply_linear(x, weight[rows], own) for rows, own in zip(parts, biases, strict=True)])
