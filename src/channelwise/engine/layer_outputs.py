@@ -138,7 +138,10 @@ def few_rows(matrix: torch.Tensor) -> list[slice]:
 
 
 def product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """x · weightᵀ + bias, float32 [..., out_features], a few rows of the weight at a time: libraries copy a whole one into an order of their own."""
+    """x · weightᵀ + bias, float32 [..., out_features], a few rows of the weight at a time.
+
+    Libraries copy a whole one into an order of their own.
+    """
     parts = few_rows(weight)
     biases = [None if bias is None else bias[rows] for rows in parts]
     return _joined([apply_linear(x, weight[rows], own) for rows, own in zip(parts, biases, strict=True)])
